@@ -13,19 +13,29 @@ pub struct Param {
     pub doc: &'static str,
     /// Whether it is part of the key.
     pub effect: Effect,
+    /// Whether it may name a local file or folder, whose content then belongs to the key.
+    pub path: bool,
 }
 
 impl Param {
     /// A parameter that changes results (the usual case).
     #[must_use]
     pub const fn new(name: &'static str, ty: Type, default: Default, doc: &'static str) -> Self {
-        Self { name, ty, default, doc, effect: Effect::Result }
+        Self { name, ty, default, doc, effect: Effect::Result, path: false }
     }
 
     /// The same parameter, kept out of the key: it must not change a single output byte.
     #[must_use]
     pub const fn cosmetic(mut self) -> Self {
         self.effect = Effect::Cosmetic;
+        self
+    }
+
+    /// The same parameter, whose text may be a path on this machine. Where such a path exists, the
+    /// runner puts the digest of its content into the key, so that an edited file is a new run.
+    #[must_use]
+    pub const fn local_path(mut self) -> Self {
+        self.path = true;
         self
     }
 }
