@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# The quickstart's whole pipeline, shortened, through wgpu on software Vulkan: once undisturbed, once
+# killed with -9 in the middle of training and run again. The merged models must be the same bytes.
+# Usage: tests/software_vulkan.sh PATH/TO/pipe
+set -euo pipefail
+pipe=$(realpath "${1:?usage: $0 PATH/TO/pipe}")
+cd "$(dirname "$0")/.."
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+short=(-S device=software -S pretrain_steps=50 -S finetune_steps=50 -S save_every=25 -S eval_rows=8)
+run() { "$pipe" --store "$1" run pipelines/quickstart.toml "${short[@]}"; }
+
+run "$scratch/calm"
+
+run "$scratch/killed" 2>"$scratch/killed.log" &
+runner=$!
+for _ in $(seq 600); do # wait until a training stage has saved something to go on from
+  compgen -G "$scratch/killed/work/*/state/*" >/dev/null && break
+  kill -0 "$runner" 2>/dev/null || break
+  sleep 0.1
+done
+kill -9 "$runner" 2>/dev/null && echo "killed the runner with -9 in training" || { cat "$scratch/killed.log"; exit 1; }
+wait "$runner" || true
+run "$scratch/killed"
+
+for method in full lora dora; do
+  for store in calm killed; do
+    "$pipe" --store "$scratch/$store" export pipelines/quickstart.toml "merged[$method]" "$scratch/$store-$method" "${short[@]}"
+  done
+  cmp "$scratch/calm-$method/model.safetensors" "$scratch/killed-$method/model.safetensors"
+  echo "merged[$method]: byte-identical"
+done
