@@ -1,0 +1,114 @@
+//! Causal self-attention with grouped key-value heads (Ainslie et al., arXiv 2305.13245).
+//!
+//! Query heads that share a key-value head are stacked along time, so that keys and values are
+//! never repeated: scores are `[batch, kv_heads, group·time, keys]`.
+
+use burn::tensor::{Device, Tensor, TensorData, activation};
+
+use super::Linear;
+use super::rope::{Rope, RopePart};
+
+/// What a masked score is set to: far below any score, and finite, so that a row in which
+/// everything is masked (padding) stays finite.
+const MASKED: f32 = -1e9;
+
+/// Which keys a token sees, and where it stands: the same for every block.
+#[derive(Clone, Debug)]
+pub struct Mask {
+    /// Added to the scores, `[batch or 1, 1, time, keys]`
+    bias: Tensor<4>,
+    rope: RopePart,
+}
+
+impl Mask {
+    /// Every token sees itself and what comes before it, at most `window` tokens if given. Padding
+    /// on the right needs no more: no real token sees it.
+    #[must_use]
+    pub fn causal(rope: &Rope, time: usize, window: Option<usize>, device: &Device) -> Self {
+        Self::new(rope, 0, time, &[0], window, device)
+    }
+
+    /// `time` tokens from position `start` on, whose keys are all positions up to theirs, except
+    /// that row b sees nothing before position `first[b]` (padding on the left).
+    #[must_use]
+    pub fn new(
+        rope: &Rope,
+        start: usize,
+        time: usize,
+        first: &[usize],
+        window: Option<usize>,
+        device: &Device,
+    ) -> Self {
+        let keys = start + time;
+        let mut bias = Vec::with_capacity(first.len() * time * keys);
+        for &first in first {
+            for position in start..keys {
+                let from = window.map_or(first, |window| first.max((position + 1).saturating_sub(window)));
+                bias.extend((0..keys).map(|key| if key >= from && key <= position { 0.0 } else { MASKED }));
+            }
+        }
+        let bias = Tensor::from_data(TensorData::new(bias, [first.len(), 1, time, keys]), device);
+        Self { bias, rope: rope.part(start, time, device) }
+    }
+}
+
+/// Keys and values of the tokens so far, each `[batch, kv_heads, keys, head_dim]`.
+#[derive(Clone, Debug, Default)]
+pub struct Cache(Option<(Tensor<4>, Tensor<4>)>);
+
+impl Cache {
+    fn extend(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let pair = match self.0.take() {
+            None => (key, value),
+            Some((keys, values)) => (Tensor::cat(vec![keys, key], 2), Tensor::cat(vec![values, value], 2)),
+        };
+        self.0 = Some(pair.clone());
+        pair
+    }
+}
+
+/// softmax( q·kᵀ/√d + mask )·v, q and k turned by their position
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// `[heads·head_dim, hidden]`
+    pub q: Linear,
+    /// `[kv_heads·head_dim, hidden]`
+    pub k: Linear,
+    /// `[kv_heads·head_dim, hidden]`
+    pub v: Linear,
+    /// `[hidden, heads·head_dim]`
+    pub o: Linear,
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+}
+
+impl Attention {
+    /// # Shapes
+    /// x `[batch·time, hidden]` → `[batch·time, hidden]`
+    #[must_use]
+    pub fn forward(&self, x: Tensor<2>, batch: usize, mask: &Mask, cache: Option<&mut Cache>) -> Tensor<2> {
+        let (time, dim) = (x.dims()[0] / batch, self.head_dim);
+        let group = self.heads / self.kv_heads;
+        let q = self.q.forward(x.clone()).reshape([batch, time, self.heads, dim]);
+        let k = self.k.forward(x.clone()).reshape([batch, time, self.kv_heads, dim]);
+        let v = self.v.forward(x).reshape([batch, time, self.kv_heads, dim]);
+        // [b, t, h, d] -> [b, kv, g·t, d]
+        let q = mask.rope.turn(q).swap_dims(1, 2).reshape([batch, self.kv_heads, group * time, dim]);
+        let (k, v) = (mask.rope.turn(k).swap_dims(1, 2), v.swap_dims(1, 2));
+        let (k, v) = match cache {
+            None => (k, v),
+            Some(cache) => cache.extend(k, v),
+        };
+        let keys = k.dims()[2];
+        let scores = (q * (dim as f64).powf(-0.5)).matmul(k.swap_dims(2, 3));
+        let scores = scores.reshape([batch, self.heads, time, keys]) + mask.bias.clone();
+        let weights = activation::softmax(scores, 3);
+        let mixed = weights.reshape([batch, self.kv_heads, group * time, keys]).matmul(v);
+        let mixed = mixed.reshape([batch, self.heads, time, dim]).swap_dims(1, 2);
+        self.o.forward(mixed.reshape([batch * time, self.heads * dim]))
+    }
+}

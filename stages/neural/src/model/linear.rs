@@ -1,0 +1,96 @@
+//! A linear layer: a frozen or trained base, a bias, and perhaps an adapter.
+//!
+//! Weights lie as in files, `[out, in]`. The transposed view costs nothing on either backend, and
+//! the gradient of the input, g·W, wants them this way.
+
+use burn::tensor::Tensor;
+
+use super::Visitor;
+use crate::adapter::Adapter;
+use crate::nf4_linear::Nf4Weight;
+
+/// The weight of a linear layer, `[out, in]`.
+#[derive(Clone, Debug)]
+pub enum Base {
+    /// Floats, which may be trained.
+    Float(Tensor<2>),
+    /// Four bits a weight, frozen.
+    Nf4(Nf4Weight),
+}
+
+impl Base {
+    /// x·Wᵀ
+    ///
+    /// # Shapes
+    /// x `[n, in]` → `[n, out]`
+    #[must_use]
+    pub fn product(&self, x: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Float(weight) => x.matmul(weight.clone().transpose()),
+            Self::Nf4(weight) => weight.forward(x),
+        }
+    }
+}
+
+/// y = Wx + bias, or what the adapter makes of W
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Module path in HF's model: `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// W, `[out, in]`
+    pub base: Base,
+    /// `[out]`
+    pub bias: Option<Tensor<1>>,
+    /// LoRA or DoRA.
+    pub adapter: Option<Adapter>,
+    /// `[out, in]`
+    pub shape: [usize; 2],
+    /// ‖W‖ by row as loaded: where magnitudes start and what movement is measured against.
+    pub base_norm: Vec<f32>,
+}
+
+impl Linear {
+    /// # Shapes
+    /// x `[n, in]` → `[n, out]`
+    #[must_use]
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let y = match &self.adapter {
+            None => self.base.product(x),
+            Some(adapter) => adapter.forward(&self.base, x),
+        };
+        match &self.bias {
+            None => y,
+            Some(bias) => y + bias.clone().unsqueeze(),
+        }
+    }
+
+    /// The last part of the path: `q_proj`.
+    #[must_use]
+    pub fn projection(&self) -> &str {
+        self.path.rsplit('.').next().unwrap_or(&self.path)
+    }
+
+    /// Shows the adapter's tensors.
+    pub fn visit_adapter(&mut self, visitor: &mut dyn Visitor) {
+        if let Some(adapter) = &mut self.adapter {
+            adapter.visit(&self.path, visitor);
+        }
+    }
+
+    /// Shows weight and bias under their HF names. An NF4 weight is not trainable and not shown.
+    pub fn visit_base(&mut self, visitor: &mut dyn Visitor) {
+        if let Base::Float(weight) = &mut self.base {
+            visitor.matrix(&format!("{}.weight", self.path), weight);
+        }
+        if let Some(bias) = &mut self.bias {
+            visitor.vector(&format!("{}.bias", self.path), bias);
+        }
+    }
+
+    /// Recomputes what the adapter derives from its values.
+    pub fn refresh(&mut self) {
+        if let Some(adapter) = &mut self.adapter {
+            adapter.refresh(&self.base);
+        }
+    }
+}
