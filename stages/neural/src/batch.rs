@@ -1,0 +1,308 @@
+//! Which rows a step sees, and how they become rectangles of token ids.
+//!
+//! Knows neither model nor device. The order of the rows is a function of (seed, epoch) alone, and
+//! the position in it a function of the step: resuming needs the step number and nothing else.
+//! Generator: `SplitMix64` (Steele, Lea & Flood 2014) seeded with seed and epoch; Fisher–Yates from
+//! the end, indices drawn by Lemire's rejection.
+
+use formats::tokens::TokenSet;
+
+/// A source of random bits with one word of state.
+#[derive(Clone, Debug)]
+pub struct SplitMix64(pub u64);
+
+impl SplitMix64 {
+    /// The next 64 bits.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`, each equally likely; 0 if `n` is 0.
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves of a 128-bit product")]
+    pub fn below(&mut self, n: u64) -> u64 {
+        loop {
+            let product = u128::from(self.next()) * u128::from(n);
+            if (product as u64) >= n.wrapping_neg() % n.max(1) {
+                return (product >> 64) as u64;
+            }
+        }
+    }
+}
+
+/// One rectangle of token ids, rows padded at the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub length: usize,
+    /// Token ids, `[rows, length]`, row by row.
+    pub ids: Vec<i32>,
+    /// Whether the position holds a token (and no padding), `[rows, length]`.
+    pub attention: Vec<bool>,
+    /// Flat positions (`row·length + column`) whose next token is to be predicted.
+    pub positions: Vec<i32>,
+    /// That next token, one for each of `positions`.
+    pub targets: Vec<i32>,
+}
+
+impl Batch {
+    /// Rows of any length, padded to the longest, rounded up to a multiple of `multiple`. A row's
+    /// `first_label` is the index of the first token that is a label.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_wrap,
+        clippy::cast_possible_truncation,
+        reason = "ids and positions are far below 2^31"
+    )]
+    pub fn ragged<'a>(rows: impl Iterator<Item = (&'a [u32], usize)> + Clone, multiple: usize) -> Self {
+        let longest = rows.clone().map(|(ids, _)| ids.len()).max().unwrap_or(0);
+        let length = longest.next_multiple_of(multiple.max(1));
+        let mut batch = Self {
+            rows: 0,
+            length,
+            ids: Vec::new(),
+            attention: Vec::new(),
+            positions: Vec::new(),
+            targets: Vec::new(),
+        };
+        for (ids, first_label) in rows {
+            let base = batch.rows * length;
+            batch.ids.extend(ids.iter().map(|&id| id as i32));
+            batch.attention.extend(std::iter::repeat_n(true, ids.len()));
+            batch.rows += 1;
+            batch.ids.resize(batch.rows * length, 0);
+            batch.attention.resize(batch.rows * length, false);
+            for next in first_label.max(1)..ids.len() {
+                batch.positions.push((base + next - 1) as i32);
+                batch.targets.push(ids[next] as i32);
+            }
+        }
+        batch
+    }
+
+    /// A rectangle as transformers takes it: `labels` as long as `ids`, negative where there is none.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_wrap,
+        clippy::cast_possible_truncation,
+        reason = "ids and positions are far below 2^31"
+    )]
+    pub fn dense(rows: usize, ids: &[i64], attention: &[i64], labels: &[i64]) -> Self {
+        let length = ids.len() / rows.max(1);
+        let next_is_label = (0..ids.len()).filter(|p| (p + 1) % length != 0 && labels[p + 1] >= 0);
+        let (positions, targets) = next_is_label.map(|p| (p as i32, labels[p + 1] as i32)).unzip();
+        Self {
+            rows,
+            length,
+            ids: ids.iter().map(|&id| id as i32).collect(),
+            attention: attention.iter().map(|&on| on != 0).collect(),
+            positions,
+            targets,
+        }
+    }
+
+    /// Whether any position is padding.
+    #[must_use]
+    pub fn padded(&self) -> bool {
+        self.attention.contains(&false)
+    }
+
+    /// Tokens that are no padding.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.attention.iter().filter(|&&on| on).count()
+    }
+}
+
+/// The rows of a set as a batch.
+#[must_use]
+pub fn of_rows(set: &TokenSet, rows: &[usize], multiple: usize) -> Batch {
+    let row = |&index: &usize| {
+        let row = &set.rows[index];
+        (row.ids.as_slice(), if set.mask_prompt { row.prompt_len } else { 0 })
+    };
+    Batch::ragged(rows.iter().map(row), multiple)
+}
+
+/// How rows are dealt out to steps, devices and micro-batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deal {
+    /// Rows of the set.
+    pub rows: usize,
+    /// Rows per device and micro-batch.
+    pub batch: usize,
+    /// Micro-batches per step.
+    pub accumulation: usize,
+    /// Devices.
+    pub devices: usize,
+    /// Seed of the order.
+    pub seed: u64,
+    /// Whether rows of like length stand together.
+    pub by_length: bool,
+}
+
+impl Deal {
+    /// Rows of a full step.
+    #[must_use]
+    pub fn step_rows(&self) -> usize {
+        self.batch * self.accumulation * self.devices
+    }
+
+    /// Steps of an epoch; the last may be short. A step never spans two epochs.
+    #[must_use]
+    pub fn epoch_steps(&self) -> u64 {
+        self.rows.div_ceil(self.step_rows()) as u64
+    }
+
+    /// The order of all rows in `epoch` (from 0). With `by_length`, sections of 50 steps are sorted
+    /// by length, longest first (transformers' `LengthGroupedSampler`), and steps then shuffled.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "an index below the number of rows")]
+    pub fn order(&self, epoch: u64, set: &TokenSet) -> Vec<usize> {
+        let mut random = SplitMix64(self.seed ^ SplitMix64(epoch).next());
+        let mut order: Vec<usize> = (0..self.rows).collect();
+        for last in (1..self.rows).rev() {
+            order.swap(last, random.below(last as u64 + 1) as usize);
+        }
+        if self.by_length {
+            for section in order.chunks_mut(self.step_rows() * 50) {
+                section.sort_by_key(|&row| std::cmp::Reverse(set.rows[row].ids.len()));
+            }
+            // only full steps change places, so that the short one stays last
+            let full = self.rows / self.step_rows();
+            for last in (1..full).rev() {
+                let other = random.below(last as u64 + 1) as usize;
+                if other != last {
+                    let (head, tail) = order.split_at_mut(last * self.step_rows());
+                    head[other * self.step_rows()..][..self.step_rows()]
+                        .swap_with_slice(&mut tail[..self.step_rows()]);
+                }
+            }
+        }
+        order
+    }
+
+    /// The rows of `step` (from 1) out of its epoch's `order`, as `[device][micro-batch][row]`.
+    /// A short step is spread evenly over the devices; a device may be left without rows.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "a step of an epoch")]
+    pub fn shares(&self, step: u64, order: &[usize]) -> Vec<Vec<Vec<usize>>> {
+        let start = ((step - 1) % self.epoch_steps()) as usize * self.step_rows();
+        let rows = &order[start..order.len().min(start + self.step_rows())];
+        let mut devices = vec![Vec::new(); self.devices];
+        for micro in rows.chunks(self.batch * self.devices) {
+            let (share, extra) = (micro.len() / self.devices, micro.len() % self.devices);
+            let mut from = 0;
+            for (index, device) in devices.iter_mut().enumerate() {
+                let to = from + share + usize::from(index < extra);
+                if to > from {
+                    device.push(micro[from..to].to_vec());
+                }
+                from = to;
+            }
+        }
+        devices
+    }
+
+    /// The epoch (from 0) of `step` (from 1).
+    #[must_use]
+    pub fn epoch(&self, step: u64) -> u64 {
+        (step - 1) / self.epoch_steps()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::tokens::TokenRow;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set(lengths: &[usize]) -> TokenSet {
+        let rows =
+            lengths.iter().map(|&n| TokenRow { ids: (0..n as u32).collect(), prompt_len: n / 2 }).collect();
+        TokenSet { rows, mask_prompt: true }
+    }
+
+    #[test]
+    fn rows_are_padded_and_only_answers_are_labels() {
+        let set = set(&[4, 2]);
+        let batch = of_rows(&set, &[0, 1], 1);
+        assert_eq!((batch.rows, batch.length), (2, 4));
+        assert_eq!(batch.ids, [0, 1, 2, 3, 0, 1, 0, 0]);
+        assert_eq!(batch.attention, [true, true, true, true, true, true, false, false]);
+        assert_eq!((batch.positions, batch.targets), (vec![1, 2, 4], vec![2, 3, 1]));
+    }
+
+    #[test]
+    fn ragged_and_dense_agree() {
+        let batch = of_rows(&set(&[4, 2]), &[0, 1], 1);
+        let labels = [-100, -100, 2, 3, -100, 1, -100, -100];
+        let dense = Batch::dense(2, &[0, 1, 2, 3, 0, 1, 0, 0], &[1, 1, 1, 1, 1, 1, 0, 0], &labels);
+        assert_eq!(batch, dense);
+    }
+
+    #[test]
+    fn unmasked_rows_predict_all_but_the_first_token() {
+        let mut set = set(&[3]);
+        set.mask_prompt = false;
+        assert_eq!(of_rows(&set, &[0], 8).targets, [1, 2]);
+        assert_eq!(of_rows(&set, &[0], 8).length, 8);
+    }
+
+    #[test]
+    fn epochs_and_seeds_have_orders_of_their_own() {
+        let deal = Deal { rows: 50, batch: 4, accumulation: 1, devices: 1, seed: 1, by_length: false };
+        let tokens = set(&[3; 50]);
+        let other = Deal { seed: 2, ..deal };
+        assert_ne!(deal.order(0, &tokens), deal.order(1, &tokens));
+        assert_ne!(deal.order(0, &tokens), other.order(0, &tokens));
+        assert_eq!(deal.order(0, &tokens), deal.order(0, &tokens));
+    }
+
+    proptest! {
+        #[test]
+        fn every_epoch_deals_every_row_exactly_once(
+            rows in 1usize..120, batch in 1usize..5, accumulation in 1usize..4, devices in 1usize..4, by_length: bool, seed: u64, epoch in 0u64..3,
+        ) {
+            let deal = Deal { rows, batch, accumulation, devices, seed, by_length };
+            let tokens = set(&(0..rows).map(|row| 2 + row % 7).collect::<Vec<_>>());
+            let order = deal.order(epoch, &tokens);
+            let first = epoch * deal.epoch_steps() + 1;
+            let mut seen = Vec::new();
+            for step in first..first + deal.epoch_steps() {
+                prop_assert_eq!(deal.epoch(step), epoch);
+                let shares = deal.shares(step, &order);
+                prop_assert_eq!(shares.len(), devices);
+                for device in shares {
+                    prop_assert!(device.len() <= accumulation);
+                    for micro in device {
+                        prop_assert!(!micro.is_empty() && micro.len() <= batch);
+                        seen.extend(micro);
+                    }
+                }
+            }
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..rows).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn devices_times_batch_sees_the_rows_of_one_device_with_the_larger_batch(rows in 1usize..60, batch in 1usize..4, accumulation in 1usize..3, devices in 1usize..4) {
+            let many = Deal { rows, batch, accumulation, devices, seed: 5, by_length: false };
+            let one = Deal { batch: batch * devices, devices: 1, ..many };
+            let order = many.order(0, &set(&vec![3; rows]));
+            for step in 1..=many.epoch_steps() {
+                let mut left: Vec<usize> = many.shares(step, &order).into_iter().flatten().flatten().collect();
+                let mut right: Vec<usize> = one.shares(step, &order).into_iter().flatten().flatten().collect();
+                left.sort_unstable();
+                right.sort_unstable();
+                prop_assert_eq!(left, right);
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The walk over the steps: rows, step, metrics, evaluation, saving, checkpoint, stop.
+//!
+//! Everything that must survive a crash grows in `ctx.work()`: `metrics.jsonl`, `step-NNNNNN/` and
+//! the checkpoints of [`crate::state`]. A start finds the newest checkpoint that fits, forgets what
+//! is later than it, and goes on; the result is the same to the last bit.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use contract::{Context, StageError, Table, at};
+use formats::run::{Method, RunInfo, step_dir};
+
+use super::export;
+use super::setup::Setup;
+use super::{Settings, VERSION};
+use crate::batch::{self, Batch};
+use crate::metrics::{Metrics, Record};
+use crate::state::{Manifest, State};
+use crate::trainer::Report;
+
+/// How often progress is told, at most.
+const TELL: Duration = Duration::from_millis(200);
+
+/// A run between its first and last step.
+pub struct Session<'a> {
+    settings: &'a Settings,
+    setup: Setup,
+    metrics: Metrics,
+    heldout: Vec<Batch>,
+    /// Magnitudes before the first step, by name.
+    magnitudes: BTreeMap<String, Vec<f32>>,
+    /// Epoch and order of its rows.
+    order: (u64, Vec<usize>),
+    first: Option<Report>,
+    last: Option<(Report, Option<f64>)>,
+    fingerprint: String,
+}
+
+impl<'a> Session<'a> {
+    /// Starts, or goes on where a checkpoint was left.
+    pub fn start(settings: &'a Settings, mut setup: Setup, ctx: &Context<'_>) -> Result<Self, StageError> {
+        let magnitudes = setup.trainer.tensors()?.into_iter().filter(|(leaf, _)| leaf.name.ends_with("_magnitude_vector"));
+        let magnitudes = magnitudes.map(|(leaf, values)| (leaf.name, values)).collect();
+        let trained: usize = setup.trainer.layouts().iter().map(|layout| layout.len).sum();
+        let all = setup.config.parameters();
+        ctx.note(format!("trains {trained} parameters on a model of {all}; {} steps, {} an epoch", setup.total, setup.deal.epoch_steps()));
+        let fingerprint = fingerprint(settings, &setup)?;
+        let stored = State::newest(ctx.work(), &fingerprint)?;
+        let (step, bytes) = stored.as_ref().map_or((0, 0), |state| (state.manifest.step, state.manifest.metrics_bytes));
+        forget_after(ctx.work(), step)?;
+        if let Some(state) = stored {
+            setup.trainer.restore(step, &state.slabs)?;
+            ctx.note(format!("goes on after step {step}"));
+            if state.manifest.device != setup.device {
+                ctx.warn(format!("the first {step} steps were computed on {}: the result will not be the same to the last bit", state.manifest.device));
+            }
+        }
+        let metrics = Metrics::resume(ctx.work(), bytes)?;
+        let heldout = (0..setup.heldout.rows.len()).collect::<Vec<_>>();
+        let heldout = heldout.chunks(settings.batch_size).map(|rows| batch::of_rows(&setup.heldout, rows, settings.pad_to_multiple_of)).collect();
+        Ok(Self { settings, setup, metrics, heldout, magnitudes, order: (u64::MAX, Vec::new()), first: None, last: None, fingerprint })
+    }
+
+    /// All steps that are left.
+    pub fn walk(&mut self, ctx: &Context<'_>) -> Result<(), StageError> {
+        let mut meter = Meter { since: Instant::now(), tokens: 0 };
+        while self.setup.trainer.steps() < self.setup.total {
+            if ctx.stopping() {
+                self.checkpoint(ctx)?;
+                return Err(StageError::cancelled());
+            }
+            let batches = self.batches(self.setup.trainer.steps() + 1);
+            meter.tokens += batches.iter().flatten().map(Batch::tokens).sum::<usize>();
+            let report = self.setup.trainer.step(batches).map_err(|error| self.with_checkpoint(error, ctx))?;
+            self.record(report, ctx)?;
+            meter.tell(&report, self.setup.total, ctx);
+            if report.step % self.settings.checkpoint_every == 0 || report.step == self.setup.total {
+                self.checkpoint(ctx)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The micro-batches of a step by device.
+    fn batches(&mut self, step: u64) -> Vec<Vec<Batch>> {
+        let (deal, set) = (&self.setup.deal, &self.setup.train);
+        let epoch = deal.epoch(step);
+        if self.order.0 != epoch {
+            self.order = (epoch, deal.order(epoch, set));
+        }
+        let shares = deal.shares(step, &self.order.1);
+        let batch = |rows: Vec<usize>| batch::of_rows(set, &rows, self.settings.pad_to_multiple_of);
+        shares.into_iter().map(|micro| micro.into_iter().map(batch).collect()).collect()
+    }
+
+    /// The step's line in the metrics, with what is due at it.
+    fn record(&mut self, report: Report, ctx: &Context<'_>) -> Result<(), StageError> {
+        let (step, last) = (report.step, report.step == self.setup.total);
+        let mut record = Record { step, loss: report.loss, lr: report.lr, grad_norm: report.grad_norm, label_tokens: report.label_tokens, ..Record::default() };
+        let every = self.settings.eval_every;
+        if !self.heldout.is_empty() && every > 0 && (step % every == 0 || last) {
+            let (sum, tokens) = self.setup.trainer.evaluate(&self.heldout)?;
+            record.eval_loss = Some(sum / tokens as f64);
+        }
+        if last || due(self.settings, step) {
+            if self.setup.adapter.is_some() {
+                let moved = self.setup.trainer.movement()?;
+                let mean = |pick: fn(&(String, f64, f64)) -> f64| moved.iter().map(pick).sum::<f64>() / moved.len().max(1) as f64;
+                record.delta_magnitude = Some(mean(|module| module.1));
+                record.delta_direction = Some(mean(|module| module.2));
+            }
+            self.save(&ctx.work().join(step_dir(step)))?;
+        }
+        self.metrics.add(&record)?;
+        self.first.get_or_insert(report);
+        self.last = Some((report, record.eval_loss));
+        Ok(())
+    }
+
+    fn save(&self, folder: &Path) -> Result<(), StageError> {
+        if folder.exists() {
+            fs::remove_dir_all(folder).map_err(at(folder))?;
+        }
+        let tensors = self.setup.trainer.tensors()?;
+        match &self.setup.adapter {
+            Some(config) => export::adapter(folder, config, tensors),
+            None => export::model(folder, &self.setup.config, self.settings.save_dtype(), tensors),
+        }
+    }
+
+    fn checkpoint(&mut self, ctx: &Context<'_>) -> Result<(), StageError> {
+        let step = self.setup.trainer.steps();
+        if step == 0 {
+            return Ok(());
+        }
+        let manifest = Manifest { step, metrics_bytes: self.metrics.sync()?, fingerprint: self.fingerprint.clone(), device: self.setup.device.clone() };
+        State { manifest, slabs: self.setup.trainer.save()? }.save(ctx.work())
+    }
+
+    /// Says which checkpoint is there when a step failed.
+    fn with_checkpoint(&self, mut error: StageError, ctx: &Context<'_>) -> StageError {
+        if let Ok(Some(state)) = State::newest(ctx.work(), &self.fingerprint) {
+            let kept = format!("the checkpoint after step {} is in `{}`", state.manifest.step, ctx.work().display());
+            error.hint = Some(error.hint.map_or(kept.clone(), |hint| format!("{hint}; {kept}")));
+        }
+        error
+    }
+
+    /// Fills the result.
+    pub fn finish(&mut self, ctx: &Context<'_>) -> Result<(), StageError> {
+        self.metrics.sync()?;
+        let steps: Vec<u64> = (1..=self.setup.total).filter(|&step| step == self.setup.total || due(self.settings, step)).collect();
+        for &step in &steps {
+            let name = step_dir(step);
+            export::publish(&ctx.work().join(&name), &ctx.out().join(&name))?;
+        }
+        let metrics = ctx.out().join(Metrics::FILE);
+        fs::copy(ctx.work().join(Metrics::FILE), &metrics).map_err(at(&metrics))?;
+        self.magnitudes_moved(ctx)?;
+        self.run_info(steps, ctx)?;
+        ctx.summary(&self.table(ctx)?)
+    }
+
+    /// DoRA trains nothing but a LoRA if its magnitudes stand still (16-bit parameters do that).
+    fn magnitudes_moved(&self, ctx: &Context<'_>) -> Result<(), StageError> {
+        if self.settings.method() != Method::Dora {
+            return Ok(());
+        }
+        let now = self.setup.trainer.tensors()?;
+        let still: Vec<_> = now.iter().filter(|(leaf, values)| self.magnitudes.get(&leaf.name) == Some(values)).map(|(leaf, _)| leaf.name.as_str()).collect();
+        if let Some(first) = still.first() {
+            ctx.warn(format!("{} of {} magnitudes did not move, `{first}` first: DoRA trained no more than a LoRA there", still.len(), self.magnitudes.len()));
+        }
+        Ok(())
+    }
+
+    fn run_info(&self, steps: Vec<u64>, ctx: &Context<'_>) -> Result<(), StageError> {
+        let info = RunInfo {
+            method: self.settings.method(),
+            steps,
+            total_steps: self.setup.total,
+            adapter: self.setup.adapter.clone(),
+            base_digest: self.setup.base_digest.clone(),
+            seed: self.settings.seed,
+        };
+        Ok(info.write(ctx.out())?)
+    }
+
+    /// First and last loss, out of the metrics: a resumed run has not seen its first step.
+    fn table(&self, ctx: &Context<'_>) -> Result<Table, StageError> {
+        let path = ctx.out().join(Metrics::FILE);
+        let text = fs::read_to_string(&path).map_err(at(&path))?;
+        let figure = |line: Option<&str>, key: &str| -> Option<f64> { serde_json::from_str::<serde_json::Value>(line?).ok()?.get(key)?.as_f64() };
+        let shown = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.4}"));
+        let trained: usize = self.setup.trainer.layouts().iter().map(|layout| layout.len).sum();
+        Ok(Table {
+            title: "training".into(),
+            columns: ["method", "trained", "steps", "first loss", "last loss", "held-out loss"].map(str::to_owned).into(),
+            rows: vec![vec![
+                self.settings.method.clone(),
+                trained.to_string(),
+                self.setup.total.to_string(),
+                shown(figure(text.lines().next(), "loss")),
+                shown(figure(text.lines().last(), "loss")),
+                shown(figure(text.lines().last(), "eval_loss")),
+            ]],
+        })
+    }
+}
+
+/// Whether the parameters ask to keep the result of a step.
+fn due(settings: &Settings, step: u64) -> bool {
+    (settings.save_every > 0 && step % settings.save_every == 0) || settings.save_steps.contains(&step)
+}
+
+/// What must be the same for a checkpoint to be taken up.
+fn fingerprint(settings: &Settings, setup: &Setup) -> Result<String, StageError> {
+    let groups = setup.trainer.layouts().iter().map(|layout| format!("{}:{}", layout.name, layout.len));
+    let facts = serde_json::json!({
+        "version": VERSION,
+        "settings": settings,
+        "rows": setup.train.rows.len(),
+        "groups": groups.collect::<Vec<_>>(),
+    });
+    Ok(serde_json::to_string(&facts)?)
+}
+
+/// Drops saved results of steps after `step`.
+fn forget_after(work: &Path, step: u64) -> Result<(), StageError> {
+    fs::create_dir_all(work).map_err(at(work))?;
+    for entry in fs::read_dir(work).map_err(at(work))? {
+        let path = entry.map_err(at(work))?.path();
+        let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("step-")).and_then(|number| number.parse::<u64>().ok());
+        if number.is_some_and(|number| number > step) {
+            fs::remove_dir_all(&path).map_err(at(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells progress, not too often.
+struct Meter {
+    since: Instant,
+    tokens: usize,
+}
+
+impl Meter {
+    fn tell(&mut self, report: &Report, total: u64, ctx: &Context<'_>) {
+        let passed = self.since.elapsed();
+        if passed < TELL && report.step != total {
+            return;
+        }
+        let speed = self.tokens as f64 / passed.as_secs_f64().max(1e-9);
+        ctx.progress(report.step, total, "steps", &[("loss", report.loss), ("tokens/s", speed), ("lr", report.lr)]);
+        *self = Self { since: Instant::now(), tokens: 0 };
+    }
+}

@@ -1,0 +1,230 @@
+//! From inputs to a trainer: data checked, devices opened, models loaded, adapters attached.
+
+use std::path::{Path, PathBuf};
+
+use contract::{Context, StageError};
+use formats::adapter::{Adapter, AdapterConfig};
+use formats::config::LlamaConfig;
+use formats::run::Method;
+use formats::tokens::TokenSet;
+
+use super::Settings;
+use crate::batch::{self, Deal};
+use crate::device::{self, Opened};
+use crate::model::Llama;
+use crate::replicas::{Replica, Team};
+use crate::trainer::Trainer;
+
+/// Everything a session needs.
+pub struct Setup {
+    /// The model in training, before its first step.
+    pub trainer: Trainer,
+    /// Configuration of the base.
+    pub config: LlamaConfig,
+    /// The adapter's, if one is trained.
+    pub adapter: Option<AdapterConfig>,
+    /// Rows to train on.
+    pub train: TokenSet,
+    /// Rows to evaluate on; perhaps none.
+    pub heldout: TokenSet,
+    /// How rows are dealt out.
+    pub deal: Deal,
+    /// Optimizer steps.
+    pub total: u64,
+    /// Where it computes.
+    pub device: String,
+}
+
+/// Reads, checks, loads.
+pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageError> {
+    let (model, data) = (ctx.input("model")?, ctx.input("data")?);
+    let config = LlamaConfig::read(&model)?;
+    let (train, heldout) = rows(&data, &config, ctx)?;
+    let heldout = evaluated(heldout, settings, ctx);
+    let deal = Deal {
+        rows: train.rows.len(),
+        batch: settings.batch_size,
+        accumulation: settings.accumulation,
+        devices: settings.devices,
+        seed: settings.seed,
+        by_length: settings.group_by_length,
+    };
+    let total = steps(settings, deal.epoch_steps());
+    let start = start(settings, &config, ctx)?;
+    let adapter = match &start {
+        Start::Whole => None,
+        Start::Fresh(config) => Some(config.clone()),
+        Start::From(file) => Some(file.config.clone()),
+    };
+    let opened = open(settings, ctx)?;
+    let probe = batch::of_rows(&train, &[0], 1);
+    let builders = opened.iter().enumerate().map(|(index, opened)| {
+        let (model, opened, start) = (model.clone(), opened.clone(), start.clone());
+        let (seed, checkpointing) = (settings.seed, settings.checkpointing);
+        let probe = (index == 0).then(|| probe.clone());
+        let build = move || build(&model, &opened, start, seed, checkpointing, probe);
+        (format!("{}#{index}", opened_label(index)), build)
+    });
+    let team = Team::new(builders.collect())?;
+    let trainer = Trainer::new(team, settings.options(total))?;
+    fits(&trainer, &opened)?;
+    let device = opened.iter().map(|opened| opened.label.clone()).collect::<Vec<_>>().join(" + ");
+    Ok(Setup { trainer, config, adapter, train, heldout, deal, total, device })
+}
+
+fn opened_label(index: usize) -> String {
+    format!("replica {index}")
+}
+
+/// Optimizer steps of the whole run.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive number of steps; too many saturate")]
+fn steps(settings: &Settings, epoch_steps: u64) -> u64 {
+    if settings.max_steps > 0 { settings.max_steps } else { ((epoch_steps as f64 * settings.epochs).ceil() as u64).max(1) }
+}
+
+/// Both splits, checked against the model. Rows without a label are left out.
+fn rows(data: &Path, config: &LlamaConfig, ctx: &Context<'_>) -> Result<(TokenSet, TokenSet), StageError> {
+    let path = data.join("train.safetensors");
+    let mut train = TokenSet::read(&path)?;
+    let heldout = data.join("heldout.safetensors");
+    let mut held = if heldout.exists() { TokenSet::read(&heldout)? } else { TokenSet { rows: Vec::new(), mask_prompt: train.mask_prompt } };
+    if train.rows.is_empty() {
+        return Err(StageError::new(format!("`{}` has no rows", path.display())).hint("look at the dataset of the tokenize stage"));
+    }
+    for (set, what) in [(&mut train, "training"), (&mut held, "held-out")] {
+        check_ids(set, what, config)?;
+        let all = set.rows.len();
+        let mask = set.mask_prompt;
+        set.rows.retain(|row| row.ids.len() > if mask { row.prompt_len.max(1) } else { 1 });
+        if set.rows.len() < all {
+            ctx.warn(format!("{} of {all} {what} rows have no token to predict (the answer was cut off) and are left out", all - set.rows.len()));
+        }
+    }
+    if train.rows.is_empty() {
+        return Err(StageError::new(format!("no row of `{}` has a token to predict", path.display()))
+            .hint("a larger `cutoff`, or `mask_prompt = false`, in the tokenize stage"));
+    }
+    Ok((train, held))
+}
+
+fn check_ids(set: &TokenSet, what: &str, config: &LlamaConfig) -> Result<(), StageError> {
+    let vocab = config.vocab_size;
+    for (number, row) in set.rows.iter().enumerate() {
+        if let Some(id) = row.ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(StageError::new(format!("{what} row {number} holds token {id}, and the model's vocabulary has {vocab}"))
+                .hint("tokenize with the model's own tokenizer: the `tokenizer` input of the tokenize stage"));
+        }
+        if row.ids.len() > config.max_position_embeddings {
+            return Err(StageError::new(format!(
+                "{what} row {number} has {} tokens, and the model takes {}",
+                row.ids.len(),
+                config.max_position_embeddings
+            ))
+            .hint("a smaller `cutoff` in the tokenize stage"));
+        }
+    }
+    Ok(())
+}
+
+/// The held-out rows that the run will look at.
+fn evaluated(mut heldout: TokenSet, settings: &Settings, ctx: &Context<'_>) -> TokenSet {
+    if settings.eval_every == 0 {
+        heldout.rows.clear();
+    } else if heldout.rows.is_empty() {
+        ctx.warn("there are no held-out rows: no evaluation while training");
+    } else if settings.eval_rows > 0 {
+        heldout.rows.truncate(settings.eval_rows);
+    }
+    heldout
+}
+
+/// Where training begins.
+#[derive(Clone)]
+enum Start {
+    Whole,
+    Fresh(AdapterConfig),
+    From(Adapter),
+}
+
+fn start(settings: &Settings, config: &LlamaConfig, ctx: &Context<'_>) -> Result<Start, StageError> {
+    let given: Option<PathBuf> = ctx.inputs.optional("adapter").map(Path::to_owned);
+    match (settings.method(), given) {
+        (Method::Full, None) => Ok(Start::Whole),
+        (Method::Full, Some(_)) => Err(StageError::new("`method = \"full\"` cannot start from an adapter")
+            .hint("merge it first, or train with the adapter's own method")),
+        (_, None) => Ok(Start::Fresh(settings.adapter())),
+        (method, Some(path)) => {
+            let adapter = Adapter::read(&path)?;
+            adapter.check(config)?;
+            if adapter.config.dora != (method == Method::Dora) {
+                let found = if adapter.config.dora { "dora" } else { "lora" };
+                return Err(StageError::new(format!("`{}` is a {found} adapter, and `method` is `{}`", path.display(), settings.method))
+                    .hint(format!("`method = \"{found}\"`")));
+            }
+            ctx.note(format!("starts from the given adapter: rank {}, alpha {}; `rank`, `alpha` and `target_modules` are its own", adapter.config.rank, adapter.config.alpha));
+            Ok(Start::From(adapter))
+        }
+    }
+}
+
+fn open(settings: &Settings, ctx: &Context<'_>) -> Result<Vec<Opened>, StageError> {
+    let mut all = Vec::new();
+    for index in 0..settings.devices {
+        let slot = ctx.devices().get(index).copied().unwrap_or(index);
+        let opened = device::open(&settings.device, slot)?;
+        ctx.note(format!("computes on {}", opened.label));
+        for (name, value) in &opened.provenance {
+            let name = if settings.devices > 1 { format!("{name}.{index}") } else { name.clone() };
+            ctx.provenance(&name, value);
+        }
+        all.push(opened);
+    }
+    Ok(all)
+}
+
+fn build(model: &Path, opened: &Opened, start: Start, seed: u64, checkpointing: bool, probe: Option<batch::Batch>) -> Result<Replica, StageError> {
+    let mut llama = match start {
+        Start::Whole => Llama::load_dequantized(model, &opened.device)?,
+        _ => Llama::load(model, &opened.device)?,
+    };
+    match start {
+        Start::Whole => {}
+        Start::From(file) => llama.attach(&file)?,
+        Start::Fresh(config) => {
+            let file = llama.fresh_adapter(&config, seed)?;
+            let before = probe.as_ref().map(|probe| logits(&llama, probe)).transpose()?;
+            llama.attach(&file)?;
+            if let (Some(before), Some(probe)) = (before, &probe) {
+                changes_nothing(&before, &logits(&llama, probe)?)?;
+            }
+        }
+    }
+    Ok(Replica::new(llama, checkpointing))
+}
+
+fn logits(llama: &Llama, batch: &batch::Batch) -> Result<Vec<f32>, StageError> {
+    use burn::tensor::{Int, Tensor, TensorData};
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(batch.ids.clone(), [batch.rows, batch.length]), &llama.device);
+    device::read(llama.forward(ids, &llama.mask(batch.length)?))
+}
+
+/// A fresh adapter has B = 0 (and m = ‖W‖): the model must be what it was.
+fn changes_nothing(before: &[f32], after: &[f32]) -> Result<(), StageError> {
+    let largest = before.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    let change = before.iter().zip(after).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+    if change <= 1e-5 * largest.max(1.0) {
+        return Ok(());
+    }
+    Err(StageError::new(format!("a fresh adapter changes the model's logits by {change:e} (the largest is {largest:e})"))
+        .hint("the device computes wrongly, or the model's weights are not finite; try `device = \"cpu\"`"))
+}
+
+/// A group's vector must fit into one tensor.
+fn fits(trainer: &Trainer, opened: &[Opened]) -> Result<(), StageError> {
+    let limit = opened.iter().map(|opened| opened.binding_bytes).min().unwrap_or(u64::MAX);
+    match trainer.layouts().iter().find(|layout| layout.len as u64 * 4 > limit) {
+        None => Ok(()),
+        Some(layout) => Err(StageError::new(format!("the trained tensors of `{}` take {} bytes, and the device's largest tensor may have {limit}", layout.name, layout.len * 4))
+            .hint("train an adapter instead of the whole model, with a smaller `rank`, or take `device = \"cpu\"`")),
+    }
+}

@@ -1,0 +1,314 @@
+//! One optimizer step: micro-batches in, loss and gradient norm out, parameters moved.
+//!
+//! Knows neither files nor stages. Parameters and moments live as flat vectors on the replica's own
+//! device, or, with several replicas, on the host, where gradients are summed in the replicas'
+//! order and from where all replicas take the new values: they cannot drift apart.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use contract::StageError;
+
+use crate::batch::{Batch, SplitMix64};
+use crate::device;
+use crate::groups::{Layout, Leaf};
+use crate::optimizer::{self, AdamW, Slab};
+use crate::replicas::{Share, Team};
+use crate::schedule::Schedule;
+use crate::state::HostSlab;
+
+/// What the loss of a step is the mean of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Normalisation {
+    /// All predicted tokens of the step, over micro-batches and devices (transformers#34191).
+    Token,
+    /// The means of the micro-batches.
+    MicroBatchMean,
+}
+
+impl Normalisation {
+    /// The words for [`Normalisation::by_name`].
+    pub const NAMES: &'static [&'static str] = &["token", "micro-batch-mean"];
+
+    /// The normalisation called `name`.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        match name {
+            "token" => Some(Self::Token),
+            "micro-batch-mean" => Some(Self::MicroBatchMean),
+            _ => None,
+        }
+    }
+}
+
+/// How a step is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// The update.
+    pub adam: AdamW,
+    /// Largest norm of the gradient; 0 for any.
+    pub max_grad_norm: f64,
+    /// The learning rate.
+    pub schedule: Schedule,
+    /// What the loss is the mean of.
+    pub normalisation: Normalisation,
+    /// Learning rate of B over that of A (LoRA+); 1 for the same.
+    pub lora_plus: f64,
+    /// Seed of dropout.
+    pub seed: u64,
+}
+
+/// What is known of a step that was made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Report {
+    /// The step, from 1.
+    pub step: u64,
+    /// Loss before the update.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    pub lr: f64,
+    /// Tokens that were predicted.
+    pub label_tokens: u64,
+}
+
+/// A model in training.
+pub struct Trainer {
+    team: Team,
+    layouts: Vec<Layout>,
+    slabs: Vec<Slab>,
+    options: Options,
+    step: u64,
+}
+
+impl Trainer {
+    /// Starts before the first step, with the values that the replicas have.
+    ///
+    /// # Errors
+    /// If nothing is trainable, or the device failed.
+    pub fn new(mut team: Team, options: Options) -> Result<Self, StageError> {
+        let host = team.len() > 1;
+        let groups = team.first(move |replica| {
+            let (layouts, values): (Vec<_>, Vec<_>) = replica.groups().into_iter().unzip();
+            let values = if host { device::read_all(values)?.into_iter().map(on_host).collect() } else { values };
+            Ok((layouts, values))
+        });
+        let (layouts, values) = groups?;
+        if layouts.is_empty() {
+            return Err(StageError::new("the model has nothing to train"));
+        }
+        let slabs = layouts.iter().zip(values).map(|(layout, params)| {
+            let mut slab = Slab::new(params);
+            slab.scale = scale(layout, options.lora_plus, &slab.params.device());
+            slab
+        });
+        let mut trainer = Self { team, slabs: slabs.collect(), layouts, options, step: 0 };
+        trainer.spread()?;
+        Ok(trainer)
+    }
+
+    /// Steps made.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// What is trained.
+    #[must_use]
+    pub fn layouts(&self) -> &[Layout] {
+        &self.layouts
+    }
+
+    /// Makes one step with the micro-batches of each device.
+    ///
+    /// # Errors
+    /// If no token is to be predicted, if loss or gradient are not finite, or if a device failed.
+    pub fn step(&mut self, devices: Vec<Vec<Batch>>) -> Result<Report, StageError> {
+        let step = self.step + 1;
+        let (shares, label_tokens) = self.shares(step, devices)?;
+        let factors: Vec<f64> = shares.iter().flat_map(|share| share.factors.clone()).collect();
+        let (losses, mut grads) = self.gradients(shares)?;
+        let squared = optimizer::norm_squared(&grads);
+        if self.options.max_grad_norm > 0.0 {
+            let factor = optimizer::clip_factor(squared.clone(), self.options.max_grad_norm);
+            grads = grads.into_iter().map(|grad| grad * factor.clone()).collect();
+        }
+        let lr = self.options.schedule.rate(step);
+        for (slab, grad) in self.slabs.iter_mut().zip(grads) {
+            self.options.adam.update(slab, grad, lr, step);
+        }
+        let figures = device::read(Tensor::cat(losses.into_iter().chain([squared]).collect(), 0))?;
+        let (losses, squared) = figures.split_at(factors.len());
+        let loss = losses.iter().zip(&factors).map(|(&loss, factor)| f64::from(loss) * factor).sum::<f64>();
+        let grad_norm = f64::from(squared.first().copied().unwrap_or(f32::NAN)).sqrt();
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(not_finite(step, loss, grad_norm));
+        }
+        self.step = step;
+        self.spread()?;
+        Ok(Report { step, loss, grad_norm, lr, label_tokens })
+    }
+
+    /// Gives every batch its factor and key, and counts what is to be predicted.
+    fn shares(&self, step: u64, devices: Vec<Vec<Batch>>) -> Result<(Vec<Share>, u64), StageError> {
+        let labels = |batch: &Batch| batch.targets.len();
+        let tokens: usize = devices.iter().flatten().map(labels).sum();
+        let batches = devices.iter().flatten().filter(|batch| labels(batch) > 0).count();
+        if tokens == 0 {
+            return Err(StageError::new(format!("no row of step {step} has a token to predict"))
+                .hint("a larger `cutoff`, or `mask_prompt = false`, in the tokenize stage"));
+        }
+        let mut shares = Vec::new();
+        for (index, device) in devices.into_iter().enumerate() {
+            let mut share = Share::default();
+            for (micro, batch) in device.into_iter().enumerate().filter(|(_, batch)| labels(batch) > 0) {
+                share.factors.push(match self.options.normalisation {
+                    Normalisation::Token => 1.0 / tokens as f64,
+                    Normalisation::MicroBatchMean => 1.0 / (labels(&batch) as f64 * batches as f64),
+                });
+                share.keys.push(key(&[self.options.seed, step, micro as u64, index as u64]));
+                share.batches.push(batch);
+            }
+            shares.push(share);
+        }
+        Ok((shares, tokens as u64))
+    }
+
+    /// Losses and summed gradients, where the slabs are.
+    fn gradients(&mut self, shares: Vec<Share>) -> Result<(Vec<Tensor<1>>, Vec<Tensor<1>>), StageError> {
+        if let Team::One(replica) = &mut self.team {
+            let share = shares.into_iter().next().unwrap_or_default();
+            let outcome = replica.gradients(&share)?;
+            return Ok((outcome.losses, outcome.grads));
+        }
+        let job = |share: Share| {
+            move |replica: &mut crate::replicas::Replica| {
+                let outcome = replica.gradients(&share)?;
+                let groups = outcome.grads.len();
+                let mut read = device::read_all(outcome.grads.into_iter().chain(outcome.losses).collect())?;
+                let losses = read.split_off(groups);
+                Ok((losses, read))
+            }
+        };
+        let answers = self.team.each(shares.into_iter().map(job).collect())?;
+        let (mut losses, mut sums) = (Vec::new(), Vec::<Vec<f32>>::new());
+        for (mut loss, grads) in answers {
+            losses.append(&mut loss);
+            if sums.is_empty() {
+                sums = grads;
+            } else {
+                sums.iter_mut().flatten().zip(grads.iter().flatten()).for_each(|(sum, &grad)| *sum += grad);
+            }
+        }
+        Ok((losses.into_iter().map(on_host).collect(), sums.into_iter().map(on_host).collect()))
+    }
+
+    /// Gives the parameters to every replica.
+    fn spread(&mut self) -> Result<(), StageError> {
+        let params: Vec<_> = self.slabs.iter().map(|slab| slab.params.clone()).collect();
+        if let Team::One(replica) = &mut self.team {
+            replica.set(&params);
+            return Ok(());
+        }
+        let values = std::sync::Arc::new(device::read_all(params)?);
+        let job = || {
+            let values = values.clone();
+            move |replica: &mut crate::replicas::Replica| {
+                let device = replica.model().device.clone();
+                let flat = |values: &Vec<f32>| Tensor::from_data(TensorData::new(values.clone(), [values.len()]), &device);
+                replica.set(&values.iter().map(flat).collect::<Vec<_>>());
+                Ok(())
+            }
+        };
+        let jobs = (0..self.team.len()).map(|_| job()).collect();
+        self.team.each(jobs).map(drop)
+    }
+
+    /// `Σ nll` over all batches and the number of tokens predicted, without dropout.
+    ///
+    /// # Errors
+    /// If a row is too long, or a device failed.
+    pub fn evaluate(&mut self, batches: &[Batch]) -> Result<(f64, u64), StageError> {
+        let share = batches.len().div_ceil(self.team.len()).max(1);
+        let job = |batches: &[Batch]| {
+            let batches = batches.to_vec();
+            move |replica: &mut crate::replicas::Replica| device::read_all(replica.losses(&batches)?)
+        };
+        let sums = self.team.each(batches.chunks(share).map(job).collect())?;
+        let sum = sums.iter().flatten().flatten().map(|&sum| f64::from(sum)).sum();
+        Ok((sum, batches.iter().map(|batch| batch.targets.len() as u64).sum()))
+    }
+
+    /// ΔM and ΔD of every adapted module as they stand: `(module, ΔM, ΔD)`.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn movement(&mut self) -> Result<Vec<(String, f64, f64)>, StageError> {
+        self.team.first(|replica| replica.model().movement())
+    }
+
+    /// Every trained tensor with its values.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn tensors(&self) -> Result<Vec<(Leaf, Vec<f32>)>, StageError> {
+        let values = device::read_all(self.slabs.iter().map(|slab| slab.params.clone()).collect())?;
+        let groups = self.layouts.iter().zip(&values);
+        Ok(groups.flat_map(|(layout, flat)| layout.leaves.iter().map(|leaf| (leaf.clone(), flat[leaf.start..][..leaf.len()].to_vec()))).collect())
+    }
+
+    /// Parameters and moments, to be stored.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn save(&self) -> Result<Vec<HostSlab>, StageError> {
+        let parts = self.slabs.iter().flat_map(|slab| [slab.params.clone(), slab.m.clone(), slab.v.clone()]);
+        let mut values = device::read_all(parts.collect())?.into_iter();
+        let mut next = || values.next().unwrap_or_default();
+        Ok(self.layouts.iter().map(|layout| HostSlab { name: layout.name.clone(), values: [next(), next(), next()] }).collect())
+    }
+
+    /// Goes back to a stored state after `step` steps.
+    ///
+    /// # Errors
+    /// If it is of another model.
+    pub fn restore(&mut self, step: u64, stored: &[HostSlab]) -> Result<(), StageError> {
+        for (layout, slab) in self.layouts.iter().zip(&mut self.slabs) {
+            let found = stored.iter().find(|stored| stored.name == layout.name);
+            let Some(found) = found.filter(|found| found.values.iter().all(|part| part.len() == layout.len)) else {
+                return Err(StageError::new(format!("the stored training state does not hold `{}` as the model has it", layout.name))
+                    .hint("delete the stage's work folder to start it over"));
+            };
+            let device = slab.params.device();
+            let [params, m, v] = &found.values;
+            let tensor = |values: &Vec<f32>| Tensor::from_data(TensorData::new(values.clone(), [values.len()]), &device);
+            (slab.params, slab.m, slab.v) = (tensor(params), tensor(m), tensor(v));
+        }
+        self.step = step;
+        self.spread()
+    }
+}
+
+/// The factor of the learning rate for each parameter, if it is not 1 for all.
+fn scale(layout: &Layout, lora_plus: f64, device: &Device) -> Option<Tensor<1>> {
+    let is_b = |leaf: &Leaf| leaf.name.contains(".lora_B.");
+    if (lora_plus - 1.0).abs() < f64::EPSILON || !layout.leaves.iter().any(is_b) {
+        return None;
+    }
+    let parts = layout.leaves.iter().map(|leaf| Tensor::full([leaf.len()], if is_b(leaf) { lora_plus } else { 1.0 }, device));
+    Some(Tensor::cat(parts.collect(), 0))
+}
+
+fn on_host(values: Vec<f32>) -> Tensor<1> {
+    let length = values.len();
+    Tensor::from_data(TensorData::new(values, [length]), &Device::flex())
+}
+
+fn key(parts: &[u64]) -> u64 {
+    parts.iter().fold(0, |key, &part| SplitMix64(key ^ part).next())
+}
+
+fn not_finite(step: u64, loss: f64, grad_norm: f64) -> StageError {
+    let what = if loss.is_finite() { format!("the gradient's norm is {grad_norm}") } else { format!("the loss is {loss}") };
+    StageError::new(format!("{what} at step {step}"))
+        .hint("try a smaller `lr`, a longer warm-up, or `max_grad_norm = 1.0`; the last checkpoint before this step is kept")
+}
