@@ -1,0 +1,323 @@
+//! What can be written on the command line: one struct a command, documented where it is declared.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Declarative, cached, resumable machine-learning experiments.
+#[derive(Debug, Parser)]
+#[command(name = "pipe", version, max_term_width = 100)]
+pub struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub globals: Globals,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What holds for every command.
+#[derive(Args, Clone, Debug)]
+pub struct Globals {
+    /// The folder that holds results
+    #[arg(long, global = true, env = "PIPE_STORE", value_name = "DIR", default_value = ".pipe", hide_env_values = true)]
+    pub store: PathBuf,
+    /// Say less: errors and results only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Say more; twice: everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// When to color
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: Color,
+}
+
+/// When to color output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// The pipeline file and what is set in it.
+#[derive(Args, Clone, Debug)]
+pub struct File {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE", value_hint = clap::ValueHint::FilePath)]
+    pub pipeline: PathBuf,
+    /// Set a variable (`rank=8`) or a stage's parameter (`stages.train.rank=8`)
+    #[arg(short = 'S', long = "set", value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Which stages take part.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Selection {
+    /// Only these stages and what they need (`train`, or one instance: `train[lora]`)
+    #[arg(long, value_name = "STAGE")]
+    pub until: Vec<String>,
+    /// Only these stages; what they need must be in the store
+    #[arg(long, value_name = "STAGE", conflicts_with = "until")]
+    pub only: Vec<String>,
+}
+
+/// How stored results are checked before they are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Check {
+    /// By size and times; re-hashed where these differ
+    #[default]
+    Stat,
+    /// Every byte is hashed
+    Full,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List stage kinds, or describe one
+    Stages(Stages),
+    /// Draw what needs what
+    Dag(Dag),
+    /// List the adapters of this machine
+    Devices(Devices),
+    /// Print the JSON Schema of pipeline files
+    Schema,
+    /// Write a commented pipeline file to start from
+    Init(Init),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Lists adapters in a process of its own, since drivers may crash.
+    #[command(hide = true)]
+    ProbeDevices,
+}
+
+/// `pipe run`
+#[derive(Args, Clone, Debug)]
+pub struct Run {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Say what would run and why, run nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// How many stages run side by side at most
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+    /// When a stage fails, go on with what does not need it
+    #[arg(short, long)]
+    pub keep_going: bool,
+    /// Run the selected stages even if their results are stored
+    #[arg(short, long)]
+    pub force: bool,
+    /// How stored results are checked
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub check: Check,
+    /// How long to wait for another run that works on the same stage (`90s`, `10m`); for ever if absent
+    #[arg(long, value_name = "TIME", value_parser = crate::pipeline::duration)]
+    pub lock_wait: Option<std::time::Duration>,
+    /// Tell what happens as one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe plan`
+#[derive(Args, Clone, Debug)]
+pub struct Plan {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Plan as if the selected stages had no stored results
+    #[arg(short, long)]
+    pub force: bool,
+    /// How stored results are checked
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub check: Check,
+    /// End with code 3 if there is work
+    #[arg(long)]
+    pub exit_code: bool,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe explain`
+#[derive(Args, Clone, Debug)]
+pub struct Explain {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// The stage: `train`, or one instance: `train[lora]`
+    #[arg(value_name = "STAGE")]
+    pub stage: String,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe status`
+#[derive(Args, Clone, Debug)]
+pub struct Status {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe logs`
+#[derive(Args, Clone, Debug)]
+pub struct Logs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// The stage: `train`, or one instance: `train[lora]`
+    #[arg(value_name = "STAGE")]
+    pub stage: String,
+    /// Print where the log lies, not what it says
+    #[arg(long)]
+    pub path: bool,
+}
+
+/// `pipe export`
+#[derive(Args, Clone, Debug)]
+pub struct Export {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// The stage: `merged`, or one instance: `merged[dora]`
+    #[arg(value_name = "STAGE")]
+    pub stage: String,
+    /// Where its result shall lie
+    #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub dir: PathBuf,
+    /// Replace DIR if it exists
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// `pipe runs`
+#[derive(Args, Clone, Debug)]
+pub struct Runs {
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe show`
+#[derive(Args, Clone, Debug)]
+pub struct Show {
+    /// The run's name or its first letters; the last run if absent
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe gc`
+#[derive(Args, Clone, Debug)]
+pub struct Gc {
+    /// Keep the results of this many last runs
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub keep: usize,
+    /// Free the least recently used until the store holds at most this much (`20GB`)
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+    /// Say what would go, remove nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe verify`
+#[derive(Args, Clone, Debug)]
+pub struct Verify {
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe exec-stage`
+#[derive(Args, Clone, Debug)]
+pub struct ExecStage {
+    /// The job file
+    #[arg(value_name = "JOB")]
+    pub job: OsString,
+}
+
+/// `pipe stages`
+#[derive(Args, Clone, Debug)]
+pub struct Stages {
+    /// A kind to describe
+    #[arg(value_name = "KIND")]
+    pub kind: Option<String>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe dag`
+#[derive(Args, Clone, Debug)]
+pub struct Dag {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to draw
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: DagFormat,
+}
+
+/// How `pipe dag` draws.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DagFormat {
+    /// Lines for a person
+    #[default]
+    Text,
+    /// For Markdown
+    Mermaid,
+    /// For Graphviz
+    Dot,
+}
+
+/// `pipe devices`
+#[derive(Args, Clone, Debug)]
+pub struct Devices {
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe init`
+#[derive(Args, Clone, Debug)]
+pub struct Init {
+    /// The file to write; it must not exist
+    #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub file: PathBuf,
+}
+
+/// `pipe completions`
+#[derive(Args, Clone, Debug)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
