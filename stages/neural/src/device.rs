@@ -156,6 +156,14 @@ pub fn failed(error: &dyn std::fmt::Display) -> StageError {
         .hint("if it ran out of memory: a smaller `batch_size` or `cutoff`, or an NF4 base, needs less")
 }
 
+/// Whether [`open`] understands a request; nothing is opened.
+///
+/// # Errors
+/// If it does not.
+pub fn check_request(request: &str) -> Result<(), StageError> {
+    parse(request).map(drop)
+}
+
 fn parse(request: &str) -> Result<(&str, Option<usize>), StageError> {
     let (word, index) = match request.split_once(':') {
         None => (request, None),

@@ -1,10 +1,41 @@
 //! Stage kinds that need a tensor backend: `train`, `merge`, `evaluate`.
 //!
 //! * [`device`]: opening adapters; the only file that names wgpu.
-//! * [`model`]: the Llama family, from a model folder; [`nf4_linear`]: products with NF4 weights.
-//! * [`adapter`]: LoRA and DoRA on a linear layer.
+//! * [`model`]: the Llama family, from a model folder; [`adapter`]: LoRA and DoRA on its layers.
+//! * [`nf4_linear`]: products with NF4 weights; [`cpu`]: fused operations of the CPU backend.
+//! * [`batch`], [`loss`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`trainer`],
+//!   [`state`], [`metrics`]: the parts of training; [`generate`]: greedy generation.
+//! * [`mod@train`], [`merge`], [`evaluate`]: the stage kinds, thin: load, call the parts, write.
+//!
+//! It does not know the graph, the store or other stages: paths in, files out.
+
+use contract::Stage;
+
 pub mod adapter;
 pub mod batch;
+pub mod cpu;
 pub mod device;
+pub mod evaluate;
+pub mod generate;
+pub mod groups;
+pub mod loss;
+pub mod merge;
+pub mod metrics;
 pub mod model;
 pub mod nf4_linear;
+pub mod optimizer;
+pub mod replicas;
+pub mod schedule;
+pub mod state;
+pub mod train;
+pub mod trainer;
+
+/// The kinds of this crate.
+pub const STAGES: &[&dyn Stage] = &[&train::Train, &merge::Merge, &evaluate::Evaluate];
+
+/// Every adapter of this machine, for `pipe devices`. Opens each one: call it in a child process,
+/// because a driver may crash.
+#[must_use]
+pub fn devices() -> Vec<device::AdapterInfo> {
+    device::list()
+}

@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 
 use super::Linear;
 use super::rope::{Rope, RopePart};
+use crate::cpu;
 
 /// What a masked score is set to: far below any score, and finite, so that a row in which
 /// everything is masked (padding) stays finite.
@@ -18,6 +19,8 @@ pub struct Mask {
     /// Added to the scores, `[batch or 1, 1, time, keys]`
     bias: Tensor<4>,
     rope: RopePart,
+    /// The window, where nothing but causality and it hides keys and all keys are at hand.
+    plain_window: Option<usize>,
 }
 
 impl Mask {
@@ -48,7 +51,12 @@ impl Mask {
             }
         }
         let bias = Tensor::from_data(TensorData::new(bias, [first.len(), 1, time, keys]), device);
-        Self { bias, rope: rope.part(start, time, device) }
+        let plain = start == 0 && first.iter().all(|&first| first == 0);
+        Self {
+            bias,
+            rope: rope.part(start, time, device),
+            plain_window: plain.then(|| window.unwrap_or(usize::MAX)),
+        }
     }
 }
 
@@ -91,11 +99,37 @@ impl Attention {
     /// x `[batch·time, hidden]` → `[batch·time, hidden]`
     #[must_use]
     pub fn forward(&self, x: Tensor<2>, batch: usize, mask: &Mask, cache: Option<&mut Cache>) -> Tensor<2> {
-        let (time, dim) = (x.dims()[0] / batch, self.head_dim);
+        let time = x.dims()[0] / batch;
+        let (q, k, v) = (self.q.forward(x.clone()), self.k.forward(x.clone()), self.v.forward(x));
+        let mixed = match mask.plain_window {
+            Some(window) if cache.is_none() && time <= cpu::LONGEST && cpu::serves(&q) => {
+                let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
+                let heads = cpu::attention::Heads { time, heads, kv_heads, dim, window };
+                cpu::attention(q, [k, v], mask.rope.tables(), heads)
+            }
+            _ => self.plain(q, [k, v], batch, mask, cache),
+        };
+        self.o.forward(mixed)
+    }
+
+    /// The part between the projections from plain operations.
+    ///
+    /// # Shapes
+    /// q `[batch·time, heads·head_dim]`, k and v `[batch·time, kv_heads·head_dim]` → like q
+    #[must_use]
+    pub fn plain(
+        &self,
+        q: Tensor<2>,
+        [k, v]: [Tensor<2>; 2],
+        batch: usize,
+        mask: &Mask,
+        cache: Option<&mut Cache>,
+    ) -> Tensor<2> {
+        let (time, dim) = (q.dims()[0] / batch, self.head_dim);
         let group = self.heads / self.kv_heads;
-        let q = self.q.forward(x.clone()).reshape([batch, time, self.heads, dim]);
-        let k = self.k.forward(x.clone()).reshape([batch, time, self.kv_heads, dim]);
-        let v = self.v.forward(x).reshape([batch, time, self.kv_heads, dim]);
+        let q = q.reshape([batch, time, self.heads, dim]);
+        let k = k.reshape([batch, time, self.kv_heads, dim]);
+        let v = v.reshape([batch, time, self.kv_heads, dim]);
         // [b, t, h, d] -> [b, kv, g·t, d]
         let q = mask.rope.turn(q).swap_dims(1, 2).reshape([batch, self.kv_heads, group * time, dim]);
         let (k, v) = (mask.rope.turn(k).swap_dims(1, 2), v.swap_dims(1, 2));
@@ -109,6 +143,6 @@ impl Attention {
         let weights = activation::softmax(scores, 3);
         let mixed = weights.reshape([batch, self.kv_heads, group * time, keys]).matmul(v);
         let mixed = mixed.reshape([batch, self.heads, time, dim]).swap_dims(1, 2);
-        self.o.forward(mixed.reshape([batch * time, self.heads * dim]))
+        mixed.reshape([batch * time, self.heads * dim])
     }
 }

@@ -3,6 +3,7 @@
 use burn::tensor::{Tensor, activation};
 
 use super::Linear;
+use crate::cpu;
 
 /// y = down( silu(gate(x)) ∘ up(x) )
 #[derive(Clone, Debug)]
@@ -20,7 +21,8 @@ impl Mlp {
     /// x `[n, hidden]` → `[n, hidden]`
     #[must_use]
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let gate = activation::silu(self.gate.forward(x.clone()));
-        self.down.forward(gate * self.up.forward(x))
+        let (gate, up) = (self.gate.forward(x.clone()), self.up.forward(x));
+        let mixed = if cpu::serves(&gate) { cpu::swiglu(gate, up) } else { activation::silu(gate) * up };
+        self.down.forward(mixed)
     }
 }

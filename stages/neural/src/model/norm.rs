@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+use crate::cpu;
+
 /// y = x / √(mean(x²) + ε) · w
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
@@ -18,6 +20,15 @@ impl RmsNorm {
     /// x `[n, hidden]` → `[n, hidden]`
     #[must_use]
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        if cpu::serves(&x) {
+            return cpu::rms_norm(x, self.weight.clone(), self.epsilon);
+        }
+        self.plain(x)
+    }
+
+    /// The same from plain operations.
+    #[must_use]
+    pub fn plain(&self, x: Tensor<2>) -> Tensor<2> {
         let mean_square = x.clone().square().mean_dim(1);
         let scale = (mean_square + self.epsilon).sqrt().recip();
         x * scale * self.weight.clone().unsqueeze()

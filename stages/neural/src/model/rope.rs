@@ -49,6 +49,12 @@ pub struct RopePart {
 }
 
 impl RopePart {
+    /// Cosine and sine, `[1, time, 1, head_dim]`.
+    #[must_use]
+    pub fn tables(&self) -> [Tensor<4>; 2] {
+        [self.cos.clone(), self.sin.clone()]
+    }
+
     /// Turns every head: x∘cos + swap(x)∘sin, where swap exchanges the halves of a head.
     ///
     /// # Shapes

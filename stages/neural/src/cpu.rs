@@ -1,0 +1,232 @@
+//! Fused operations of the CPU backend, each with a hand-written backward.
+//!
+//! burn-flex runs one operation after another on one core, and a small model spends more time in
+//! element-wise passes than in products. These do a norm, a SwiGLU or a whole attention in one pass
+//! with all cores. Adapters driven through wgpu take the same formulas as plain tensor operations
+//! (`model::{norm, mlp, attention}`), which are also what the tests hold these against.
+
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+use burn::tensor::{Tensor, TensorData};
+
+pub mod attention;
+pub mod rows;
+
+use attention::{Heads, Seen, Turn};
+
+/// Rows up to this many tokens are attended to here; longer ones are better off with big products.
+pub const LONGEST: usize = 256;
+
+/// Whether a tensor lies where these operations run.
+#[must_use]
+pub fn serves<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.device().inner() == burn::tensor::Device::flex()
+}
+
+/// x / √(mean(x²) + ε) · w
+///
+/// # Shapes
+/// x `[n, hidden]`, weight `[hidden]` → `[n, hidden]`
+#[must_use]
+pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_rms_norm(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        epsilon,
+    ))
+}
+
+/// silu(gate)∘up
+///
+/// # Shapes
+/// gate, up `[n, intermediate]` → the same
+#[must_use]
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_swiglu(gate.into_dispatch(), up.into_dispatch()))
+}
+
+/// Causal attention with rotary positions.
+///
+/// # Shapes
+/// q `[batch·time, heads·dim]`, k and v `[batch·time, kv_heads·dim]`, cos and sin
+/// `[1, time, 1, dim]` → like q
+#[must_use]
+pub fn attention(
+    q: Tensor<2>,
+    [k, v]: [Tensor<2>; 2],
+    [cos, sin]: [Tensor<4>; 2],
+    heads: Heads,
+) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_attention(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        cos.into_dispatch(),
+        sin.into_dispatch(),
+        heads,
+    ))
+}
+
+/// The operations, as burn dispatches them.
+#[backend_extension(Flex, Autodiff)]
+pub trait CpuOps: Backend {
+    /// See [`rms_norm`].
+    fn cpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self>;
+
+    /// See [`swiglu`].
+    fn cpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`attention`].
+    fn cpu_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        heads: Heads,
+    ) -> FloatTensor<Self>;
+}
+
+type Primitive = FloatTensor<Flex>;
+
+fn floats(tensor: &Primitive) -> &[f32] {
+    tensor.as_slice().expect("a contiguous f32 tensor: every operation here makes its inputs so")
+}
+
+fn like(values: Vec<f32>, tensor: &Primitive) -> Primitive {
+    Flex::float_from_data(TensorData::new(values, tensor.shape()), &Default::default())
+}
+
+impl CpuOps for Flex {
+    fn cpu_rms_norm(x: Primitive, weight: Primitive, epsilon: f64) -> Primitive {
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        like(rows::rms_norm(floats(&x), floats(&weight), epsilon as f32), &x)
+    }
+
+    fn cpu_swiglu(gate: Primitive, up: Primitive) -> Primitive {
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        like(rows::swiglu(floats(&gate), floats(&up)), &gate)
+    }
+
+    fn cpu_attention(
+        q: Primitive,
+        k: Primitive,
+        v: Primitive,
+        cos: Primitive,
+        sin: Primitive,
+        heads: Heads,
+    ) -> Primitive {
+        let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
+        let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
+        let (y, _) = attention::forward(floats(&q), floats(&k), floats(&v), turn, heads);
+        like(y, &q)
+    }
+}
+
+#[derive(Debug)]
+struct RmsNormBackward;
+
+impl Backward<Flex, 2> for RmsNormBackward {
+    type State = (Primitive, Primitive, f64);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
+        let (x, weight, epsilon) = ops.state;
+        let (dx, dw) = rows::rms_norm_backward(floats(&x), floats(&weight), epsilon as f32, floats(&dy));
+        register(grads, ids, [(dx, &x), (dw, &weight)]);
+    }
+}
+
+#[derive(Debug)]
+struct SwigluBackward;
+
+impl Backward<Flex, 2> for SwigluBackward {
+    type State = [Primitive; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
+        let [gate, up] = ops.state;
+        let (dgate, dup) = rows::swiglu_backward(floats(&gate), floats(&up), floats(&dy));
+        register(grads, ids, [(dgate, &gate), (dup, &up)]);
+    }
+}
+
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl Backward<Flex, 3> for AttentionBackward {
+    /// q, k, v, cos, sin; attention weights; shape
+    type State = ([Primitive; 5], Vec<f32>, Heads);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
+        let ([q, k, v, cos, sin], weights, heads) = ops.state;
+        let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
+        let seen = Seen { q: floats(&q), k: floats(&k), v: floats(&v), weights: &weights };
+        let [dq, dk, dv] = attention::backward(&seen, turn, heads, floats(&dy));
+        register(grads, ids, [(dq, &q), (dk, &k), (dv, &v)]);
+    }
+}
+
+/// Hands every tracked parent its gradient.
+fn register<const N: usize>(
+    grads: &mut Gradients,
+    parents: [Option<NodeId>; N],
+    values: [(Vec<f32>, &Primitive); N],
+) {
+    for (parent, (value, shaped)) in parents.into_iter().zip(values) {
+        if let Some(parent) = parent {
+            grads.register::<Flex>(parent, like(value, shaped));
+        }
+    }
+}
+
+impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
+    fn cpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let y = Flex::cpu_rms_norm(x.clone(), weight.clone(), epsilon);
+        match RmsNormBackward.prepare::<C>([x_node, weight_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x, weight, epsilon), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn cpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((gate, gate_node), (up, up_node)) = (gate.into_parts(), up.into_parts());
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        let y = Flex::cpu_swiglu(gate.clone(), up.clone());
+        match SwigluBackward.prepare::<C>([gate_node, up_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish([gate, up], y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn cpu_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        heads: Heads,
+    ) -> FloatTensor<Self> {
+        let ((q, q_node), (k, k_node), (v, v_node)) = (q.into_parts(), k.into_parts(), v.into_parts());
+        let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
+        let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
+        let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
+        let (y, weights) = attention::forward(floats(&q), floats(&k), floats(&v), turn, heads);
+        let y = like(y, &q);
+        match AttentionBackward.prepare::<C>([q_node, k_node, v_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(([q, k, v, cos, sin], weights, heads), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}
