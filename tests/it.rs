@@ -1,0 +1,16 @@
+//! End to end, through the binary: one program, modules by intent. Each test has a folder of its own.
+//!
+//! Most stages here are `command` stages, so no tensor backend is needed:
+//! `cargo test --release --no-default-features --test it`.
+
+mod it {
+    mod cache;
+    mod damage;
+    mod errors;
+    mod explain;
+    mod locks;
+    mod place;
+    mod resume;
+    mod run;
+    mod signals;
+}

@@ -1,0 +1,136 @@
+use super::place::{Place, chain, stage};
+
+fn verdicts(place: &Place) -> Vec<(String, String)> {
+    let said = place.pipe("plan p.toml --json").ends(0);
+    let document: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    let stages = document["stages"].as_array().unwrap_or_else(|| panic!("{said:?}"));
+    stages.iter().map(|stage| (text(&stage["stage"]), text(&stage["verdict"]))).collect()
+}
+
+fn text(value: &serde_json::Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value}")).to_owned()
+}
+
+#[test]
+fn plan_names_the_parameter_that_changed() {
+    let place = Place::new(
+        &[
+            "[vars]\nword = \"one\"\n",
+            &stage("a", "echo $WORD > $OUT/x", "env = { WORD = \"${word}\" }\nallow_empty = true"),
+        ]
+        .concat(),
+    );
+    place.pipe("plan p.toml").ends(0).says(&["a", "never ran"]);
+    place.run();
+    place.pipe("plan p.toml").ends(0).says(&["cached"]).lacks("will run");
+    place.pipe("plan p.toml --set stages.a.allow_empty=false").ends(0).says(&["allow_empty: true → false"]);
+    place.pipe("plan p.toml --set word=two").ends(0).says(&["environment variable `WORD` changed"]);
+    place
+        .pipe("explain p.toml a --set stages.a.allow_empty=false")
+        .ends(0)
+        .says(&["allow_empty: true → false"]);
+}
+
+#[test]
+fn plan_says_may_run_where_an_input_is_made_anew_and_explain_says_which() {
+    let place = Place::new(&chain());
+    place.run();
+    place.pipeline(&chain().replace("echo one > $OUT", "echo  one > $OUT"));
+    let names = |list: &[(&str, &str)]| {
+        list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect::<Vec<_>>()
+    };
+    assert_eq!(verdicts(&place), names(&[("a", "will_run"), ("b", "may_run"), ("c", "may_run")]));
+    place.pipe("explain p.toml b").ends(0).says(&["`a`"]);
+    place.run().counts(2, 1, 0);
+    assert_eq!(verdicts(&place), names(&[("a", "cached"), ("b", "cached"), ("c", "cached")]));
+}
+
+#[test]
+fn explain_names_an_input_whose_content_changed() {
+    let place = Place::new(&chain());
+    place.run();
+    place.pipeline(&chain().replace("echo one > $OUT", "echo ONE > $OUT"));
+    place.pipe("run p.toml --until a").ends(0);
+    place.pipe("explain p.toml b").ends(0).says(&["input `text`: content changed"]);
+}
+
+#[test]
+fn plan_ends_with_code_3_if_there_is_work_and_it_is_asked() {
+    let place = Place::new(&chain());
+    place.pipe("plan p.toml").ends(0);
+    place.pipe("plan p.toml --exit-code").ends(3);
+    assert_eq!(place.lines("ran"), 0);
+    place.run();
+    place.pipe("plan p.toml --exit-code").ends(0);
+    place.pipe("run p.toml --dry-run --force").ends(0).says(&["--force"]);
+    assert_eq!(place.lines("ran"), 3);
+}
+
+/// Every sequence of edits: what `plan` says is what `run` does.
+#[test]
+fn what_plan_says_is_what_run_does() {
+    let place = Place::new(&chain());
+    let mut seed = 3_u64;
+    for round in 0..12 {
+        let mut text = chain();
+        for (old, new) in [
+            ("echo one", "echo  one"),
+            ("echo one", "echo ONE"),
+            ("echo two", "echo TWO"),
+            ("echo three", "echo  three"),
+        ] {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            if seed >> 62 == 0 {
+                text = text.replace(old, new);
+            }
+        }
+        place.pipeline(&text);
+        let planned = verdicts(&place);
+        let before = place.lines("ran");
+        place.run();
+        let all = place.read("ran");
+        let ran: Vec<&str> = all.lines().skip(before).collect();
+        for (stage, verdict) in planned {
+            match verdict.as_str() {
+                "cached" => assert!(!ran.contains(&stage.as_str()), "round {round}: {stage} ran"),
+                "will_run" => assert!(ran.contains(&stage.as_str()), "round {round}: {stage} did not run"),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn status_says_what_is_stored() {
+    let place = Place::new(&chain());
+    place.pipe("run p.toml --until b").ends(0);
+    let said = place.pipe("status p.toml").ends(0);
+    let line = |stage: &str| {
+        said.out.lines().find(|line| line.starts_with(stage)).unwrap_or_else(|| panic!("{said:?}"))
+    };
+    assert_ne!(line("b").split_whitespace().nth(1), line("c").split_whitespace().nth(1));
+}
+
+#[test]
+fn runs_are_listed_and_shown() {
+    let place = Place::new(&chain());
+    place.run();
+    place.run();
+    let said = place.pipe("runs --json").ends(0);
+    let document: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(document["runs"].as_array().unwrap().len(), 2, "{said:?}");
+    place.pipe("show").ends(0).says(&["cached"]);
+}
+
+#[test]
+fn gc_keeps_what_the_last_runs_used() {
+    let place = Place::new(&chain());
+    place.run();
+    place.pipeline(&chain().replace("echo one", "echo ONE"));
+    place.run().counts(0, 3, 0);
+    place.pipe("gc --keep 1").ends(0);
+    place.run().counts(3, 0, 0);
+    place.pipeline(&chain());
+    place.pipe("plan p.toml").ends(0).says(&["will run"]);
+    place.pipe("verify").ends(0);
+}
