@@ -1,0 +1,114 @@
+//! The child's side: `pipe exec-stage JOB` runs one stage and tells the runner how it goes.
+//!
+//! Standard input is the lifeline: its end means that the runner is gone, and the whole process group
+//! goes with it. Standard output carries one [`Event`] a line; standard error is the stage's log. A
+//! cluster node runs the very same command. It knows nothing of graphs, keys or the store.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use contract::{Config, Context, ErrorKind, Event, Inputs, Reporter, StageError};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Exit, io_at};
+use crate::registry::Registry;
+
+/// Everything that a child must know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobFile {
+    /// The program that wrote it; another one refuses it.
+    pub program: String,
+    /// The kind.
+    pub kind: String,
+    /// Its parameters.
+    pub config: Config,
+    /// Its inputs.
+    pub inputs: Inputs,
+    /// The empty folder to fill.
+    pub out: PathBuf,
+    /// The folder that survives crashes.
+    pub work: PathBuf,
+    /// The slots of its pool.
+    pub devices: Vec<usize>,
+}
+
+impl JobFile {
+    /// Name and version of this program.
+    pub const PROGRAM: &'static str = concat!("pipe ", env!("CARGO_PKG_VERSION"));
+}
+
+/// Runs the job and reports. The exit code repeats what the last event said.
+///
+/// # Errors
+/// If the job file cannot be read, or is not for this program.
+pub fn exec_stage(job: &Path, registry: &Registry) -> Result<Exit, Error> {
+    let text = std::fs::read(job).map_err(io_at(job))?;
+    let job: JobFile = serde_json::from_slice(&text)
+        .map_err(|error| Error::new(Exit::Failed, format!("`{}`: {error}", job.display())))?;
+    if job.program != JobFile::PROGRAM {
+        let message = format!("this is `{}`, and the job was written by `{}`", JobFile::PROGRAM, job.program);
+        return Err(Error::new(Exit::Failed, message).hint("use the same program on both sides"));
+    }
+    hold_lifeline();
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .map_err(|error| Error::new(Exit::Failed, format!("cannot listen to signals: {error}")))?;
+    }
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&job, registry, &stop)));
+    let result = result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(StageError::new(format!("the stage broke off: {text}")).hint("this is a bug of the stage kind; its log says more"))
+    });
+    Ok(match result {
+        Ok(()) => {
+            Lines.report(Event::Finished);
+            Exit::Ok
+        }
+        Err(error) => {
+            let cancelled = error.kind == ErrorKind::Cancelled;
+            Lines.report(Event::Failed { message: error.message, hint: error.hint, cancelled });
+            if cancelled { Exit::Stopped } else { Exit::Failed }
+        }
+    })
+}
+
+fn run(job: &JobFile, registry: &Registry, stop: &AtomicBool) -> Result<(), StageError> {
+    let stage = registry
+        .get(&job.kind)
+        .ok_or_else(|| StageError::new(format!("this program has no stage kind `{}`", job.kind)))?;
+    let planned = stage.plan(&job.config).map_err(|errors| {
+        StageError::new(errors.iter().map(|e| format!("`{}`: {}", e.key, e.message)).collect::<Vec<_>>().join("; "))
+    })?;
+    for note in planned.preview(&job.inputs)? {
+        Lines.report(Event::Note { text: note });
+    }
+    let (out, work) = (job.out.clone(), job.work.clone());
+    planned.run(&mut Context::new(job.inputs.clone(), out, work, job.devices.clone(), &Lines, stop))
+}
+
+/// Writes events to standard output.
+struct Lines;
+
+impl Reporter for Lines {
+    fn report(&self, event: Event) {
+        let mut line = serde_json::to_string(&event).expect("an event is plain data");
+        line.push('\n');
+        // A runner that no longer listens has closed the lifeline as well; that ends this process.
+        let _ = std::io::stdout().lock().write_all(line.as_bytes());
+    }
+}
+
+/// Ends the whole process group when the runner is gone.
+fn hold_lifeline() {
+    std::thread::spawn(|| {
+        let mut byte = [0];
+        let mut lifeline = std::io::stdin();
+        while !matches!(lifeline.read(&mut byte), Ok(0)) {}
+        let group = rustix::process::getpgrp();
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    });
+}

@@ -1,0 +1,68 @@
+//! From a stage instance and its producers' objects to its key.
+
+use std::path::Path;
+
+use contract::{Many, Ports};
+
+use super::KeyFields;
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::pipeline::{EnvVar, Instance, StageId};
+use crate::store::StatCache;
+
+impl KeyFields {
+    /// The fields of `instance`, or `None` while `object` does not know one of its producers' outputs.
+    ///
+    /// # Errors
+    /// If a local file that a parameter names cannot be read.
+    pub fn of(
+        instance: &Instance,
+        object: impl Fn(&StageId) -> Option<Digest>,
+        outside: &mut StatCache,
+    ) -> Result<Option<Self>, Error> {
+        let mut inputs = std::collections::BTreeMap::new();
+        for (name, producers) in &instance.inputs {
+            let labelled = has_labels(instance, name, producers.len());
+            let mut artifacts = Vec::with_capacity(producers.len());
+            for input in producers {
+                let Some(digest) = object(&input.producer) else { return Ok(None) };
+                artifacts.push((if labelled { input.label.clone() } else { String::new() }, digest));
+            }
+            inputs.insert(name.clone(), artifacts);
+        }
+        let env = instance.env.iter().map(|(name, value)| (name.clone(), env_value(name, value))).collect();
+        let mut paths = std::collections::BTreeMap::new();
+        for param in instance.kind.params().iter().filter(|param| param.path) {
+            let Some(path) = instance.config.get(param.name).and_then(|value| value.as_str()) else { continue };
+            let path = Path::new(path.strip_prefix("file://").unwrap_or(path));
+            if path.exists() {
+                paths.insert(param.name.to_owned(), outside.digest(path)?);
+            }
+        }
+        Ok(Some(Self {
+            kind: instance.kind.kind().to_owned(),
+            version: instance.kind.version(),
+            config: Self::effective(instance.kind, &instance.config),
+            inputs,
+            env,
+            paths,
+        }))
+    }
+}
+
+/// Whether the stage can tell the artifacts behind an input apart by their labels.
+fn has_labels(instance: &Instance, name: &str, count: usize) -> bool {
+    match instance.kind.inputs() {
+        Ports::Any => count > 1,
+        Ports::Listed(ports) => ports.iter().any(|port| port.name == name && port.many == Many::Several),
+    }
+}
+
+/// What a declared variable is for the stage; `None` if it is passed through and not set.
+#[must_use]
+pub fn env_value(name: &str, value: &EnvVar) -> Option<String> {
+    match value {
+        EnvVar::Set(text) => Some(text.clone()),
+        EnvVar::Pass => std::env::var(name).ok(),
+    }
+}

@@ -1,0 +1,292 @@
+//! Runs a pipeline: does what the schedule says, and tells it what came of it.
+//!
+//! One thread decides; a thread per running stage waits for its lock and its process. Nothing is printed
+//! here: what happens goes to a [`Progress`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use contract::{Event, Pool};
+
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::executor::Stop;
+use crate::key::{KeyFields, StageKey};
+use crate::pipeline::{Instance, Pipeline, StageId};
+use crate::progress::{Failure, Progress, Update};
+use crate::schedule::{Action as Do, Ending, Schedule, State, Task};
+use crate::store::{Action, Store};
+
+use stage::Attempt;
+
+mod stage;
+
+/// How often signals are looked for while nothing happens.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What to run, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Instances that take part but must not run: their results have to be in the store.
+    pub frozen: Vec<bool>,
+    /// Instances that run even if their results are stored.
+    pub forced: Vec<bool>,
+    /// After a failure, go on with what does not need it.
+    pub keep_going: bool,
+    /// At most this many stages side by side.
+    pub jobs: Option<usize>,
+    /// How long to wait for another run that makes the same thing.
+    pub lock_wait: Option<Duration>,
+    /// Pool name → slots.
+    pub pools: BTreeMap<String, usize>,
+}
+
+/// How a run went.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// One per instance, in the pipeline's order.
+    pub stages: Vec<StageOutcome>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// How one stage went.
+#[derive(Clone, Debug)]
+pub struct StageOutcome {
+    /// The instance.
+    pub id: StageId,
+    /// Where it ended.
+    pub state: State,
+    /// Its key, if it came that far.
+    pub key: Option<StageKey>,
+    /// Its result, if it has one.
+    pub action: Option<Action>,
+    /// Why it has none.
+    pub failure: Option<Failure>,
+}
+
+/// What a stage's thread tells the deciding one.
+enum Message {
+    Told(usize, Event),
+    Waiting(usize),
+    Retrying(usize, u32, String),
+    Ended(usize, Ending, Option<Box<Action>>, Option<Failure>),
+}
+
+/// Runs `pipeline` to its end, or until `stop` is asked.
+///
+/// # Errors
+/// If the store cannot be used. A stage's failure is part of the outcome.
+pub fn run(
+    pipeline: &Pipeline,
+    store: &Store,
+    options: &Options,
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> Result<Outcome, Error> {
+    let started = Instant::now();
+    store.sweep();
+    let mut run = Run::new(pipeline, store, options, progress, stop);
+    let (sender, receiver) = channel();
+    let result = std::thread::scope(|scope| {
+        let result = run.until_finished(&sender, &receiver, |attempt, sender| {
+            scope.spawn(move || attempt.run(&sender));
+        });
+        if result.is_err() {
+            // Leaving the scope waits for what runs; an unusable store is no reason to finish it.
+            stop.ask();
+        }
+        result
+    });
+    result?;
+    Ok(Outcome { stages: run.outcomes, elapsed: started.elapsed() })
+}
+
+struct Run<'a> {
+    pipeline: &'a Pipeline,
+    store: &'a Store,
+    options: &'a Options,
+    progress: &'a dyn Progress,
+    stop: &'a Stop,
+    schedule: Schedule,
+    outcomes: Vec<StageOutcome>,
+    objects: HashMap<StageId, Digest>,
+    fields: Vec<Option<KeyFields>>,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        pipeline: &'a Pipeline,
+        store: &'a Store,
+        options: &'a Options,
+        progress: &'a dyn Progress,
+        stop: &'a Stop,
+    ) -> Self {
+        let schedule = Schedule::new(tasks(pipeline), &options.pools, options.keep_going);
+        let outcome = |instance: &Instance| StageOutcome {
+            id: instance.id.clone(),
+            state: State::Waiting,
+            key: None,
+            action: None,
+            failure: None,
+        };
+        Self {
+            pipeline,
+            store,
+            options,
+            progress,
+            stop,
+            schedule: schedule.limited(options.jobs.unwrap_or(usize::MAX)),
+            outcomes: pipeline.instances.iter().map(outcome).collect(),
+            objects: HashMap::new(),
+            fields: vec![None; pipeline.instances.len()],
+        }
+    }
+
+    fn until_finished(
+        &mut self,
+        sender: &Sender<Message>,
+        receiver: &Receiver<Message>,
+        spawn: impl Fn(Attempt<'a>, Sender<Message>),
+    ) -> Result<(), Error> {
+        let mut outside = self.store.stat_cache();
+        loop {
+            if self.stop.asked() {
+                self.schedule.stop();
+            }
+            while let Some(action) = self.schedule.next() {
+                match action {
+                    Do::Check(task) => self.check(task, &mut outside)?,
+                    Do::Start(task, slots) => {
+                        self.progress.update(&self.pipeline.instances[task].id, &Update::Started { slots: &slots });
+                        spawn(self.attempt(task, slots), sender.clone());
+                    }
+                }
+            }
+            if self.schedule.is_finished() {
+                break;
+            }
+            match receiver.recv_timeout(TICK) {
+                Ok(message) => self.take(message)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("this function holds a sender"),
+            }
+        }
+        for (outcome, state) in self.outcomes.iter_mut().zip(self.schedule.states()) {
+            outcome.state = *state;
+        }
+        Ok(())
+    }
+
+    /// Asks the store for a task whose inputs are all there.
+    fn check(&mut self, task: usize, outside: &mut crate::store::StatCache) -> Result<(), Error> {
+        let instance = &self.pipeline.instances[task];
+        let fields = match KeyFields::of(instance, |id| self.objects.get(id).copied(), outside) {
+            Ok(fields) => fields.expect("a ready task's inputs are known"),
+            Err(error) => {
+                self.end(task, Ending::Failed, None, Some(Failure::new(error.message, error.hint)));
+                return Ok(());
+            }
+        };
+        let key = fields.key();
+        self.outcomes[task].key = Some(key);
+        let forced = self.options.forced.get(task).copied().unwrap_or(false);
+        let hit = if forced { None } else { self.store.lookup(&key)? };
+        self.fields[task] = Some(fields);
+        let frozen = self.options.frozen.get(task).copied().unwrap_or(false);
+        match hit {
+            Some(action) => {
+                self.store.note_latest(&self.pipeline.name, &instance.id.0, &action)?;
+                self.objects.insert(instance.id.clone(), action.object);
+                self.outcomes[task].action = Some(action);
+                self.schedule.checked(task, true);
+                self.progress.update(&instance.id, &Update::Ended { state: State::Cached, seconds: 0.0, failure: None });
+            }
+            None if frozen => {
+                let message = "its result is not in the store, and it is not among the stages to run".to_owned();
+                let hint = Some("use `--until` in place of `--only`".to_owned());
+                self.end(task, Ending::Failed, None, Some(Failure::new(message, hint)));
+            }
+            None => self.schedule.checked(task, false),
+        }
+        Ok(())
+    }
+
+    fn attempt(&self, task: usize, slots: Vec<usize>) -> Attempt<'a> {
+        let instance = &self.pipeline.instances[task];
+        let inputs = instance.inputs.iter().map(|(name, producers)| {
+            let artifacts = producers.iter().map(|input| (input.label.clone(), self.objects[&input.producer]));
+            (name.clone(), artifacts.collect())
+        });
+        Attempt {
+            task,
+            instance,
+            store: self.store,
+            stop: self.stop,
+            fields: self.fields[task].clone().expect("a queued task was checked"),
+            inputs: inputs.collect(),
+            slots,
+            slots_of_pool: self.options.pools.get(instance.kind.pool().name()).copied().unwrap_or(1),
+            force: self.options.forced.get(task).copied().unwrap_or(false),
+            lock_wait: self.options.lock_wait,
+        }
+    }
+
+    fn take(&mut self, message: Message) -> Result<(), Error> {
+        match message {
+            Message::Told(task, event) => {
+                self.progress.update(&self.pipeline.instances[task].id, &Update::Told(&event));
+            }
+            Message::Waiting(task) => self.progress.update(&self.pipeline.instances[task].id, &Update::Waiting),
+            Message::Retrying(task, attempt, why) => {
+                self.progress.update(&self.pipeline.instances[task].id, &Update::Retrying { attempt, why: &why });
+            }
+            Message::Ended(task, ending, action, failure) => {
+                if let Some(action) = &action {
+                    self.store.note_latest(&self.pipeline.name, &self.pipeline.instances[task].id.0, action)?;
+                }
+                self.end(task, ending, action, failure);
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, task: usize, ending: Ending, action: Option<Box<Action>>, failure: Option<Failure>) {
+        let id = &self.pipeline.instances[task].id;
+        let seconds = action.as_ref().map_or(0.0, |action| action.seconds);
+        if let Some(action) = action {
+            self.objects.insert(id.clone(), action.object);
+            self.outcomes[task].action = Some(*action);
+        }
+        self.schedule.ended(task, ending);
+        let state = self.schedule.states()[task];
+        self.progress.update(id, &Update::Ended { state, seconds, failure: failure.as_ref() });
+        self.outcomes[task].failure = failure;
+    }
+}
+
+/// The pipeline as the schedule sees it.
+#[must_use]
+pub fn tasks(pipeline: &Pipeline) -> Vec<Task> {
+    let index: HashMap<&StageId, usize> =
+        pipeline.instances.iter().enumerate().map(|(index, instance)| (&instance.id, index)).collect();
+    let task = |instance: &Instance| {
+        let producers = instance.inputs.values().flatten();
+        let mut needs: Vec<usize> = producers.filter_map(|input| index.get(&input.producer).copied()).collect();
+        needs.sort_unstable();
+        needs.dedup();
+        Task { needs, pool: instance.kind.pool().name().to_owned(), width: width(instance) }
+    };
+    pipeline.instances.iter().map(task).collect()
+}
+
+/// How many slots of its pool an instance asks for.
+#[must_use]
+pub fn width(instance: &Instance) -> usize {
+    let devices = instance.config.get("devices").and_then(serde_json::Value::as_u64);
+    match (instance.kind.pool(), devices) {
+        (Pool::Gpu, Some(devices)) => usize::try_from(devices).unwrap_or(1).max(1),
+        _ => 1,
+    }
+}

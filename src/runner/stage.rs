@@ -1,0 +1,188 @@
+//! One stage from its lock to its result, on a thread of its own.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use contract::{Artifact, Event, Inputs, Pool};
+
+use super::Message;
+use crate::digest::Digest;
+use crate::error::{Error, Exit, io_at};
+use crate::exec::JobFile;
+use crate::executor::local::{self, Launch};
+use crate::executor::{Ended, Stop};
+use crate::key::{KeyFields, env_value};
+use crate::pipeline::Instance;
+use crate::progress::Failure;
+use crate::schedule::Ending;
+use crate::store::{Action, Check, Entry, Slot, Store};
+
+/// The first pause before a retry; it doubles from there.
+const BACK_OFF: Duration = Duration::from_secs(1);
+
+/// The longest pause before a retry.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
+
+/// Everything a stage's thread needs.
+pub struct Attempt<'a> {
+    pub task: usize,
+    pub instance: &'a Instance,
+    pub store: &'a Store,
+    pub stop: &'a Stop,
+    pub fields: KeyFields,
+    pub inputs: BTreeMap<String, Vec<(String, Digest)>>,
+    pub slots: Vec<usize>,
+    pub slots_of_pool: usize,
+    pub force: bool,
+    pub lock_wait: Option<Duration>,
+}
+
+/// What a stage told that is kept with its result.
+#[derive(Default)]
+struct Told {
+    provenance: BTreeMap<String, String>,
+    warnings: Vec<String>,
+}
+
+impl Attempt<'_> {
+    /// Runs to the end and reports it.
+    pub fn run(self, sender: &Sender<Message>) {
+        let task = self.task;
+        let (ending, action, failure) = match self.attempt(sender) {
+            Ok((ending, action)) => (ending, action, None),
+            Err(failure) => (Ending::Failed, None, Some(failure)),
+        };
+        // The deciding thread waits for this message; without it there is no one to tell.
+        let _ = sender.send(Message::Ended(task, ending, action, failure));
+    }
+
+    fn attempt(&self, sender: &Sender<Message>) -> Result<(Ending, Option<Box<Action>>), Failure> {
+        let waiting = || drop(sender.send(Message::Waiting(self.task)));
+        let entered =
+            self.store.enter(&self.fields.key(), self.force, self.lock_wait, waiting, || self.stop.asked());
+        match entered.map_err(failed)? {
+            Entry::Hit(action) => Ok((Ending::Cached, Some(action))),
+            Entry::GivenUp => Ok((Ending::Cancelled, None)),
+            Entry::Miss(slot) => self.make(slot, sender),
+        }
+    }
+
+    fn make(&self, slot: Slot, sender: &Sender<Message>) -> Result<(Ending, Option<Box<Action>>), Failure> {
+        let log = self.store.log_path(&slot.key());
+        std::fs::write(&log, "").map_err(io_at(&log)).map_err(failed)?;
+        let (started, clock) = (jiff::Timestamp::now(), Instant::now());
+        let mut told = Told::default();
+        for attempt in 0.. {
+            let why = match self.launch(&slot, &log, sender, &mut told).map_err(failed)? {
+                Ended::Cancelled => return Ok((Ending::Cancelled, None)),
+                Ended::Finished => {
+                    self.recheck_inputs().map_err(failed)?;
+                    let action = slot.commit(|object| Action {
+                        object,
+                        kind: self.fields.kind.clone(),
+                        stage: self.instance.id.0.clone(),
+                        explanation: self.fields.explain(),
+                        started: format!("{started:.0}"),
+                        seconds: clock.elapsed().as_secs_f64(),
+                        provenance: told.provenance,
+                        warnings: told.warnings,
+                    });
+                    return Ok((Ending::Done, Some(Box::new(action.map_err(failed)?))));
+                }
+                Ended::Failed { message, hint } => Failure { message, hint, log: Some(log.clone()), tail: tail(&log) },
+            };
+            if attempt >= self.instance.retries {
+                return Err(why);
+            }
+            let _ = sender.send(Message::Retrying(self.task, attempt + 1, why.message));
+            self.pause(attempt);
+            if self.stop.asked() {
+                return Ok((Ending::Cancelled, None));
+            }
+            slot.reset().map_err(failed)?;
+        }
+        unreachable!("the loop returns")
+    }
+
+    fn launch(&self, slot: &Slot, log: &std::path::Path, sender: &Sender<Message>, told: &mut Told) -> Result<Ended, Error> {
+        let job = JobFile {
+            program: JobFile::PROGRAM.to_owned(),
+            kind: self.fields.kind.clone(),
+            config: self.instance.config.clone(),
+            inputs: self.artifacts(),
+            out: slot.out(),
+            work: slot.work(),
+            devices: self.slots.clone(),
+        };
+        let file = tempfile::Builder::new().prefix("job-").suffix(".json").tempfile().map_err(io_at(log))?;
+        let text = serde_json::to_vec_pretty(&job).expect("a job is plain data");
+        std::fs::write(file.path(), text).map_err(io_at(file.path()))?;
+        let launch = Launch { job: file.path(), lock: &slot.lock.0, log, env: self.env(), timeout: self.instance.timeout };
+        local::run(&launch, self.stop, |event| {
+            match &event {
+                Event::Provenance { name, value } => drop(told.provenance.insert(name.clone(), value.clone())),
+                Event::Warning { text } => told.warnings.push(text.clone()),
+                _ => {}
+            }
+            let _ = sender.send(Message::Told(self.task, event));
+        })
+    }
+
+    fn artifacts(&self) -> Inputs {
+        let artifact = |(label, digest): &(String, Digest)| Artifact {
+            label: label.clone(),
+            path: self.store.objects.files(digest),
+        };
+        let named = |(name, list): (&String, &Vec<_>)| (name.clone(), list.iter().map(artifact).collect());
+        Inputs(self.inputs.iter().map(named).collect())
+    }
+
+    /// Declared variables, the kind's secrets, and how many threads fit beside its siblings.
+    fn env(&self) -> Vec<(String, String)> {
+        let declared = self.instance.env.iter();
+        let mut env: Vec<(String, String)> =
+            declared.filter_map(|(name, value)| Some((name.clone(), env_value(name, value)?))).collect();
+        let secrets = self.instance.kind.secrets().iter();
+        env.extend(secrets.filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))));
+        if self.instance.kind.pool() == Pool::Gpu && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let threads = (cores * self.slots.len() / self.slots_of_pool.max(1)).max(1);
+            env.push(("RAYON_NUM_THREADS".to_owned(), threads.to_string()));
+        }
+        env
+    }
+
+    /// An input that changed under way makes the output worthless (bazel#3360).
+    fn recheck_inputs(&self) -> Result<(), Error> {
+        for (name, list) in &self.inputs {
+            for (_, digest) in list {
+                if let Err(reason) = self.store.objects.check(digest, Check::Stat)? {
+                    let message = format!("input `{name}` changed while the stage ran: {reason}; nothing was stored");
+                    return Err(Error::new(Exit::Failed, message).hint("run again: the input is made anew"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pause(&self, attempt: u32) {
+        let pause = BACK_OFF.saturating_mul(1 << attempt.min(6)).min(LONGEST_BACK_OFF);
+        let until = Instant::now() + pause;
+        while Instant::now() < until && !self.stop.asked() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn failed(error: Error) -> Failure {
+    Failure::new(error.message, error.hint)
+}
+
+/// The last lines of a log.
+fn tail(log: &std::path::Path) -> Vec<String> {
+    const LINES: usize = 20;
+    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}

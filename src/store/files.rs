@@ -1,0 +1,30 @@
+//! Durable files: written beside, flushed, renamed.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use crate::error::{Error, io_at};
+
+/// Flushes a folder's own entries, so that a rename or a new name in it survives a power cut.
+pub fn sync_folder(folder: &Path) -> Result<(), Error> {
+    File::open(folder).and_then(|handle| handle.sync_all()).map_err(io_at(folder))
+}
+
+/// Makes `path` hold exactly `bytes`, at once and durably: a reader sees the old content or the new.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let folder = path.parent().expect("a file in the store has a folder");
+    fs::create_dir_all(folder).map_err(io_at(folder))?;
+    let mut beside = tempfile::NamedTempFile::new_in(folder).map_err(io_at(folder))?;
+    beside.write_all(bytes).and_then(|()| beside.as_file().sync_all()).map_err(io_at(path))?;
+    beside.persist(path).map_err(|error| Error::io(path, &error.error))?;
+    sync_folder(folder)
+}
+
+/// Removes a folder and everything in it, also where its files are read-only. Gone is fine.
+pub fn remove_tree(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, &error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,259 @@
+//! Objects: folders by the digest of their content, written once and read-only from then on.
+//!
+//! `objects/ab/abcd…/files/` is the folder as the stage left it, usable in place; `manifest.json` beside
+//! it lists every file's digest and the stat it had when it was stored. Using an object checks each
+//! file's stat; a file whose stat differs is hashed again. So damage done by any write is found and never
+//! served; bits that rot under an unchanged stat are found by `pipe verify` or `--check full`.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::files::{remove_tree, sync_folder, write_atomic};
+use crate::digest::{Digest, files_below};
+use crate::error::{Error, Exit, io_at};
+
+/// How closely an object is looked at before it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Check {
+    /// The stat of every file; its content where the stat differs.
+    #[default]
+    Stat,
+    /// The content of every file.
+    Full,
+}
+
+/// What an object holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Sorted by path.
+    pub files: Vec<Entry>,
+}
+
+/// One file of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Relative to the object's folder.
+    pub path: PathBuf,
+    /// Its content.
+    pub digest: Digest,
+    /// What it looked like when its content was last known.
+    stat: Stat,
+}
+
+#[cfg(test)]
+impl Entry {
+    /// The same entry with the stat that the file has now.
+    pub(super) fn with_stat_of(file: &Path, entry: &Self) -> Self {
+        Self { stat: Stat::of(file).expect("the file is there"), ..entry.clone() }
+    }
+}
+
+/// What a write cannot leave as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stat {
+    size: u64,
+    device: u64,
+    inode: u64,
+    modified_ns: i128,
+    changed_ns: i128,
+}
+
+impl Stat {
+    pub(super) fn of(path: &Path) -> Result<Self, Error> {
+        let meta = fs::symlink_metadata(path).map_err(io_at(path))?;
+        let ns = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        Ok(Self {
+            size: meta.len(),
+            device: meta.dev(),
+            inode: meta.ino(),
+            modified_ns: ns(meta.mtime(), meta.mtime_nsec()),
+            changed_ns: ns(meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+impl Manifest {
+    /// Hashes every file below `root`.
+    fn read(root: &Path) -> Result<Self, Error> {
+        let entry = |path: &PathBuf| {
+            let full = root.join(path);
+            let stat = Stat::of(&full)?;
+            Ok(Entry { path: path.clone(), digest: Digest::of_file(&full)?, stat })
+        };
+        let files = files_below(root)?.par_iter().map(entry).collect::<Result<_, Error>>()?;
+        Ok(Self { files })
+    }
+
+    /// The object's name: of the files' paths, sizes and contents, nothing else.
+    fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        for entry in &self.files {
+            let name = entry.path.as_os_str().as_encoded_bytes();
+            hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+            hasher.update(&entry.stat.size.to_le_bytes()).update(entry.digest.bytes());
+        }
+        Digest::finish(&hasher)
+    }
+
+    /// Bytes of all files.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.files.iter().map(|entry| entry.stat.size).sum()
+    }
+}
+
+/// The folder of objects.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    root: PathBuf,
+    trash: PathBuf,
+}
+
+impl Objects {
+    pub(super) fn new(root: PathBuf, trash: PathBuf) -> Self {
+        Self { root, trash }
+    }
+
+    fn folder(&self, digest: &Digest) -> PathBuf {
+        let name = digest.to_string();
+        self.root.join(&name[..2]).join(name)
+    }
+
+    /// Where the object's files lie.
+    #[must_use]
+    pub fn files(&self, digest: &Digest) -> PathBuf {
+        self.folder(digest).join("files")
+    }
+
+    /// All objects' digests.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn list(&self) -> Result<Vec<Digest>, Error> {
+        let mut found = Vec::new();
+        for shelf in fs::read_dir(&self.root).map_err(io_at(&self.root))?.flatten() {
+            for object in fs::read_dir(shelf.path()).map_err(io_at(&shelf.path()))?.flatten() {
+                found.extend(object.file_name().to_str().and_then(|name| name.parse::<Digest>().ok()));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The object's manifest as stored.
+    ///
+    /// # Errors
+    /// If it is missing or cannot be read.
+    pub fn manifest(&self, digest: &Digest) -> Result<Manifest, Error> {
+        let path = self.folder(digest).join("manifest.json");
+        let text = fs::read(&path).map_err(io_at(&path))?;
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::new(Exit::DamagedStore, format!("`{}`: {error}", path.display())))
+    }
+
+    /// Whether the object is there and sound. `Ok(Err(reason))`: it is not to be used.
+    ///
+    /// # Errors
+    /// Only if the store itself cannot be used.
+    pub fn check(&self, digest: &Digest, check: Check) -> Result<Result<(), String>, Error> {
+        let Ok(mut manifest) = self.manifest(digest) else {
+            return Ok(Err("missing or without a readable manifest".to_owned()));
+        };
+        if manifest.digest() != *digest {
+            return Ok(Err("its manifest is not that of its name".to_owned()));
+        }
+        let root = self.files(digest);
+        match files_below(&root) {
+            Ok(files) if files.iter().eq(manifest.files.iter().map(|entry| &entry.path)) => {}
+            _ => return Ok(Err("files are missing or were added".to_owned())),
+        }
+        let mut restat = false;
+        for entry in &mut manifest.files {
+            let path = root.join(&entry.path);
+            let Ok(stat) = Stat::of(&path) else { return Ok(Err(format!("`{}` is gone", entry.path.display()))) };
+            if stat == entry.stat && check == Check::Stat {
+                continue;
+            }
+            if Digest::of_file(&path).ok() != Some(entry.digest) {
+                return Ok(Err(format!("`{}` was changed", entry.path.display())));
+            }
+            restat |= stat != entry.stat;
+            entry.stat = stat;
+        }
+        if restat {
+            // A moved or copied store: the content is right, so the next look is quick again. A store
+            // that cannot be written just stays slow.
+            let _ = self.write_manifest(&self.folder(digest), &manifest);
+        }
+        Ok(Ok(()))
+    }
+
+    fn write_manifest(&self, folder: &Path, manifest: &Manifest) -> Result<(), Error> {
+        let text = serde_json::to_vec(manifest).expect("a manifest is plain data");
+        write_atomic(&folder.join("manifest.json"), &text)
+    }
+
+    /// Takes over `attempt/files` as an object: read-only, hashed, flushed, renamed into place.
+    ///
+    /// # Errors
+    /// If something cannot be read or written. Nothing is then in the store.
+    pub(super) fn adopt(&self, attempt: &Path) -> Result<Digest, Error> {
+        let root = attempt.join("files");
+        seal(&root)?;
+        let manifest = Manifest::read(&root)?;
+        let digest = manifest.digest();
+        self.write_manifest(attempt, &manifest)?;
+        let target = self.folder(&digest);
+        let shelf = target.parent().expect("an object lies on a shelf");
+        fs::create_dir_all(shelf).map_err(io_at(shelf))?;
+        if target.exists() {
+            if self.check(&digest, Check::Full)?.is_ok() {
+                remove_tree(attempt)?;
+                return Ok(digest);
+            }
+            self.discard(&digest)?;
+        }
+        match fs::rename(attempt, &target) {
+            // Another run with another key came to the same bytes first.
+            Err(_) if target.exists() => remove_tree(attempt)?,
+            other => other.map_err(io_at(&target))?,
+        }
+        sync_folder(shelf)?;
+        Ok(digest)
+    }
+
+    /// Takes an object out of the store.
+    ///
+    /// # Errors
+    /// If it cannot be moved or removed.
+    pub fn discard(&self, digest: &Digest) -> Result<(), Error> {
+        fs::create_dir_all(&self.trash).map_err(io_at(&self.trash))?;
+        let away = tempfile::tempdir_in(&self.trash).map_err(io_at(&self.trash))?;
+        let folder = self.folder(digest);
+        match fs::rename(&folder, away.path().join("object")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&folder, &error)),
+            _ => {}
+        }
+        remove_tree(away.path())
+    }
+}
+
+/// Makes every file below `root` read-only and durable, and every folder durable.
+fn seal(root: &Path) -> Result<(), Error> {
+    let files = files_below(root)?;
+    files.par_iter().try_for_each(|path| {
+        let full = root.join(path);
+        let file = File::open(&full).map_err(io_at(&full))?;
+        let mode = file.metadata().map_err(io_at(&full))?.permissions().mode();
+        let read_only = fs::Permissions::from_mode(0o444 | (mode & 0o111));
+        file.set_permissions(read_only).and_then(|()| file.sync_all()).map_err(io_at(&full))
+    })?;
+    let folders: std::collections::BTreeSet<PathBuf> =
+        files.iter().flat_map(|path| path.ancestors().skip(1)).map(|folder| root.join(folder)).collect();
+    folders.iter().rev().try_for_each(|folder| sync_folder(folder))?;
+    sync_folder(root)
+}
