@@ -246,6 +246,8 @@ impl Sink for ExplainWriter {
         for step in path {
             match step {
                 Step::Name(name) if field.is_empty() => field.push_str(name),
+                // Quoted where a name could be taken for a path.
+                Step::Name(name) if name.contains(['.', '[']) => field = format!("{field}.{name:?}"),
                 Step::Name(name) => field = format!("{field}.{name}"),
                 Step::Index(index) => field = format!("{field}[{index}]"),
             }
