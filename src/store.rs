@@ -24,12 +24,15 @@ use crate::error::{Error, Exit, io_at};
 use crate::key::StageKey;
 
 pub use action::Action;
+pub use history::{RunRecord, StageRecord};
 pub use lock::KeyLock;
 pub use object::{Check, Manifest, Objects};
 pub use stat_cache::StatCache;
 
 mod action;
 pub mod files;
+pub mod gc;
+mod history;
 mod lock;
 mod object;
 mod stat_cache;

@@ -1,0 +1,96 @@
+//! What was run: one record a run, in the order of their names.
+//!
+//! A record names the keys and objects that a run used; `gc` keeps those of the last runs.
+
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use super::files::write_atomic;
+use super::{Action, Store};
+use crate::digest::Digest;
+use crate::error::{Error, io_at};
+use crate::key::StageKey;
+
+/// One run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Its name: the time it started and a few digits, so that names sort by time.
+    pub id: String,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline file as it was given.
+    pub file: String,
+    /// The texts of `--set`.
+    pub set: Vec<String>,
+    /// When it started, ISO-8601 UTC.
+    pub started: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// Its exit code.
+    pub exit: u8,
+    /// Its stages, in the pipeline's order.
+    pub stages: Vec<StageRecord>,
+}
+
+/// How one stage of a run went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageRecord {
+    /// The instance.
+    pub stage: String,
+    /// `done`, `cached`, `failed`, `cancelled` or `skipped`.
+    pub state: String,
+    /// Its key, if it came that far.
+    pub key: Option<Digest>,
+    /// Its output, if it has one.
+    pub object: Option<Digest>,
+    /// How long it ran; 0 if it was cached.
+    pub seconds: f64,
+}
+
+impl RunRecord {
+    /// A name for a run that starts now: unique where runs of one second differ in process.
+    #[must_use]
+    pub fn name(started: jiff::Timestamp) -> String {
+        format!("{}-{:05}", started.strftime("%Y%m%d-%H%M%S"), std::process::id() % 100_000)
+    }
+}
+
+impl Store {
+    /// The stored result of a key, unchecked: to be talked about, not used.
+    #[must_use]
+    pub fn action(&self, key: &StageKey) -> Option<Action> {
+        Action::from_text(&fs::read_to_string(self.action_path(key)).ok()?)
+    }
+
+    /// Notes a run.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn note_run(&self, record: &RunRecord) -> Result<(), Error> {
+        let text = serde_json::to_vec(record).expect("a record is plain data");
+        write_atomic(&self.root.join("runs").join(format!("{}.json", record.id)), &text)
+    }
+
+    /// All runs, the oldest first. A record that cannot be read is left out: it is of use to people only.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn runs(&self) -> Result<Vec<RunRecord>, Error> {
+        let folder = self.root.join("runs");
+        let entries = fs::read_dir(&folder).map_err(io_at(&folder))?.flatten();
+        let mut runs: Vec<RunRecord> =
+            entries.filter_map(|entry| serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()).collect();
+        runs.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(runs)
+    }
+
+    /// Removes the record of a run.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn forget_run(&self, id: &str) -> Result<(), Error> {
+        let path = self.root.join("runs").join(format!("{id}.json"));
+        fs::remove_file(&path).map_err(io_at(&path))
+    }
+}
