@@ -302,7 +302,9 @@ impl Job for Settings {
         random.shuffle(&mut rows);
         random.shuffle(&mut heldout);
         write(ctx, "data.json", &rows)?;
-        write(ctx, "heldout.json", &heldout)?;
+        if !heldout.is_empty() {
+            write(ctx, "heldout.json", &heldout)?;
+        }
         ctx.progress(self.rows as u64, self.rows as u64, "rows", &[]);
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use contract::{Artifact, Config, ConfigError, Context, Default, Event, Inputs, Reporter, Stage, StageError};
+use formats::run::{Method, RunInfo};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -103,4 +104,23 @@ pub fn config(stage: &dyn Stage, params: Value) -> Config {
 /// What `plan` has to say about `params`.
 pub fn plan_errors(stage: &dyn Stage, params: Value) -> Vec<ConfigError> {
     stage.plan(&config(stage, params)).err().unwrap_or_default()
+}
+
+/// The golden figures: `PIPE_FIXTURES`, or the copies in the repository.
+pub fn fixtures() -> PathBuf {
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    std::env::var_os("PIPE_FIXTURES").map_or_else(own, PathBuf::from)
+}
+
+/// Writes the `run.json` of a run with these saved steps.
+pub fn write_run(folder: &Path, method: &str, steps: &[u64]) {
+    let info = RunInfo {
+        method: Method::by_name(method).unwrap(),
+        steps: steps.to_vec(),
+        total_steps: steps.last().copied().unwrap_or(0),
+        adapter: None,
+        base_digest: String::new(),
+        seed: 0,
+    };
+    info.write(folder).unwrap();
 }

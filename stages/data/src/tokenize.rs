@@ -1,0 +1,229 @@
+//! `tokenize`: Alpaca rows become token ids, split into a training and a held-out part.
+//!
+//! As Hugging Face's Llama does it: the tokenizer's own leading tokens (`<s>`), then prompt and
+//! answer encoded in one piece, cut on the right, then the end-of-sequence token if it still fits.
+//! The split is that of `datasets.train_test_split` with the same seed, unless the data set brings
+//! its own held-out part. What was made of the rows can be read in `samples.txt`.
+//!
+//! Version log: 1 first.
+
+mod encoder;
+mod samples;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::path::Path;
+
+use contract::{
+    Config, ConfigError, Context, Default, Input, Job, Param, Pool, Ports, Stage, StageError, Type, at,
+};
+use formats::alpaca::{Row, Template};
+use formats::split::train_test_split;
+use formats::tokens::{TokenMeta, TokenSet};
+use serde::Deserialize;
+
+use crate::dataset::{Dataset, HELDOUT};
+use encoder::{Counts, Encoder};
+
+/// The kind `tokenize`.
+pub struct Tokenize;
+
+const INPUTS: &[Input] = &[
+    Input::one(
+        "dataset",
+        "Alpaca rows: a file, or a folder with `*.json`, of which `heldout.json` is the held-out part",
+    ),
+    Input::one("tokenizer", "model folder with `tokenizer.json`"),
+];
+
+const PARAMS: &[Param] = &[
+    Param::new(
+        "template",
+        Type::Choice(Template::NAMES),
+        Default::Text("alpaca"),
+        "how a row becomes text; `alpaca` ends its prompt with a line break, `alpaca-stanford` does not",
+    ),
+    Param::new("cutoff", Type::Int { min: 2, max: 1 << 24 }, Default::Int(512), "longest row in tokens"),
+    Param::new(
+        "long_rows",
+        Type::Choice(&["cut", "drop", "error"]),
+        Default::Text("cut"),
+        "what becomes of longer rows",
+    ),
+    Param::new("mask_prompt", Type::Bool, Default::Bool(false), "whether only the answer counts in the loss"),
+    Param::new(
+        "add_bos",
+        Type::Choice(&["auto", "always", "never"]),
+        Default::Text("auto"),
+        "the token in front of a row; `auto`: as the tokenizer itself does",
+    ),
+    Param::new(
+        "heldout",
+        Type::at_least(0),
+        Default::Int(0),
+        "rows held out, if the data set does not bring `heldout.json`",
+    ),
+    Param::new("seed", Type::at_least(0), Default::Int(42), "of the split"),
+];
+
+#[derive(Deserialize)]
+struct Settings {
+    template: String,
+    cutoff: usize,
+    long_rows: LongRows,
+    mask_prompt: bool,
+    add_bos: AddBos,
+    heldout: usize,
+    seed: u64,
+}
+
+/// What becomes of rows longer than the cut-off.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum LongRows {
+    Cut,
+    Drop,
+    Error,
+}
+
+/// Where the token in front of a row comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum AddBos {
+    Auto,
+    Always,
+    Never,
+}
+
+impl Stage for Tokenize {
+    fn kind(&self) -> &'static str {
+        "tokenize"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn doc(&self) -> &'static str {
+        "turns Alpaca rows into token ids, cut, masked and split into training and held-out rows"
+    }
+
+    fn pool(&self) -> Pool {
+        Pool::Cpu
+    }
+
+    fn inputs(&self) -> Ports {
+        Ports::Listed(INPUTS)
+    }
+
+    fn params(&self) -> &'static [Param] {
+        PARAMS
+    }
+
+    fn plan(&self, config: &Config) -> Result<Box<dyn Job>, Vec<ConfigError>> {
+        Ok(Box::new(config.to::<Settings>()?))
+    }
+}
+
+impl Job for Settings {
+    fn run(&self, ctx: &mut Context<'_>) -> Result<(), StageError> {
+        let (train, heldout) = self.split(Dataset::read(&ctx.input("dataset")?)?, ctx)?;
+        let encoder = Encoder::open(&ctx.input("tokenizer")?, self)?;
+        let total = train.len() + heldout.len();
+        let (train_rows, train_counts) = encoder.encode(&train, 0, total, "row", ctx)?;
+        let (heldout_rows, heldout_counts) =
+            encoder.encode(&heldout, train.len(), total, "held-out row", ctx)?;
+        if train_rows.is_empty() {
+            let message = format!("none of {} rows is left to train on", train.len());
+            return Err(StageError::new(message).hint("raise `cutoff`, or set `mask_prompt = false`"));
+        }
+        encoder.warnings(ctx);
+        self.tell(&train_counts, "", ctx);
+        self.tell(&heldout_counts, "held-out ", ctx);
+
+        let train_set = TokenSet { rows: train_rows, mask_prompt: self.mask_prompt };
+        let heldout_set = TokenSet { rows: heldout_rows, mask_prompt: self.mask_prompt };
+        samples::write(&ctx.out().join("samples.txt"), &train_set, encoder.tokenizer())?;
+        train_set.write(&ctx.out().join(TokenSet::TRAIN))?;
+        heldout_set.write(&ctx.out().join(TokenSet::HELDOUT))?;
+        write_rows(&ctx.out().join(HELDOUT), &heldout)?;
+        self.meta(&encoder, &train_set, &heldout_set, &train_counts, &heldout_counts).write(ctx.out())?;
+        Ok(())
+    }
+}
+
+impl Settings {
+    /// Training and held-out rows.
+    fn split(&self, set: Dataset, ctx: &Context<'_>) -> Result<(Vec<Row>, Vec<Row>), StageError> {
+        if let Some(heldout) = set.heldout {
+            if self.heldout > 0 {
+                ctx.note(format!(
+                    "the data set brings {} held-out rows of its own; `heldout = {}` is not used",
+                    heldout.len(),
+                    self.heldout
+                ));
+            }
+            return Ok((set.rows, heldout));
+        }
+        if self.heldout == 0 {
+            return Ok((set.rows, Vec::new()));
+        }
+        let rows = set.rows.len();
+        if self.heldout >= rows {
+            let message = format!("cannot hold out {} of {rows} rows", self.heldout);
+            return Err(StageError::new(message).hint("make `heldout` smaller than the data set"));
+        }
+        let (train, heldout) = train_test_split(rows, self.heldout, self.seed);
+        let pick = |indices: Vec<usize>| indices.into_iter().map(|index| set.rows[index].clone()).collect();
+        Ok((pick(train), pick(heldout)))
+    }
+
+    /// Notes what happened to the rows.
+    fn tell(&self, counts: &Counts, which: &str, ctx: &Context<'_>) {
+        if counts.long > 0 {
+            let what = if self.long_rows == LongRows::Drop { "left out" } else { "cut" };
+            ctx.note(format!(
+                "{} of {} {which}rows are longer than {} tokens and were {what}",
+                counts.long, counts.rows, self.cutoff
+            ));
+        }
+        if counts.answerless > 0 {
+            ctx.note(format!(
+                "{} {which}rows were left out because their answer lies beyond the cut-off and only answers count in the loss",
+                counts.answerless
+            ));
+        }
+        if self.mask_prompt && counts.unclean > 0 {
+            ctx.note(format!(
+                "in {} {which}rows a token reaches over the end of the prompt; it counts as answer or prompt as the prompt's own length says",
+                counts.unclean
+            ));
+        }
+    }
+
+    fn meta(
+        &self,
+        encoder: &Encoder,
+        train: &TokenSet,
+        heldout: &TokenSet,
+        train_counts: &Counts,
+        heldout_counts: &Counts,
+    ) -> TokenMeta {
+        TokenMeta {
+            template: self.template.clone(),
+            cutoff: self.cutoff,
+            mask_prompt: self.mask_prompt,
+            vocab_size: encoder.vocab_size(),
+            bos_token_id: encoder.bos(),
+            eos_token_id: Some(encoder.eos()),
+            train_rows: train.rows.len(),
+            heldout_rows: heldout.rows.len(),
+            truncated: train_counts.long + heldout_counts.long,
+        }
+    }
+}
+
+fn write_rows(path: &Path, rows: &[Row]) -> Result<(), StageError> {
+    fs::write(path, serde_json::to_string_pretty(rows)? + "\n").map_err(at(path))
+}

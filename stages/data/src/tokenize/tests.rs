@@ -1,0 +1,242 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use formats::config::LlamaConfig;
+use formats::tokens::TokenSet;
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+use super::*;
+use crate::init::Init;
+use crate::synthesize::Synthesize;
+use crate::testing::Bench;
+
+/// A data set and a model made by the project itself.
+struct World {
+    corpus: Bench,
+    model: Bench,
+}
+
+impl World {
+    fn new() -> Self {
+        let corpus = Bench::new();
+        let params = json!({ "tasks": ["copy", "reverse"], "rows": 300, "heldout": 20 });
+        corpus.run(&Synthesize, params).unwrap();
+        let model = Bench::new().input("corpus", "corpus", &corpus.path("out"));
+        model.run(&Init, json!({ "template": "plain", "layers": 1 })).unwrap();
+        Self { corpus, model }
+    }
+
+    fn run(&self, dataset: &Path, params: Value) -> Result<Bench, StageError> {
+        let bench = Bench::new().input("dataset", "dataset", dataset).input(
+            "tokenizer",
+            "init",
+            &self.model.path("out"),
+        );
+        bench.run(&Tokenize, params)?;
+        Ok(bench)
+    }
+
+    fn rows(&self, rows: &Value) -> PathBuf {
+        self.corpus.write("rows.json", &rows.to_string())
+    }
+
+    fn tokenizer(&self) -> Tokenizer {
+        Tokenizer::from_file(self.model.out("tokenizer.json")).unwrap()
+    }
+}
+
+fn set(bench: &Bench, name: &str) -> TokenSet {
+    TokenSet::read(&bench.out(name)).unwrap()
+}
+
+fn row(instruction: &str, output: &str) -> Value {
+    json!({ "instruction": instruction, "input": "", "output": output })
+}
+
+#[test]
+fn a_row_is_bos_prompt_answer_and_eos() {
+    let world = World::new();
+    let bench =
+        world.run(&world.corpus.path("out"), json!({ "template": "plain", "mask_prompt": true })).unwrap();
+    let (train, heldout) = (set(&bench, "train.safetensors"), set(&bench, "heldout.safetensors"));
+    assert_eq!((train.rows.len(), heldout.rows.len()), (300, 20));
+    let rows: Vec<Row> = serde_json::from_str(&bench.read("heldout.json")).unwrap();
+    let (tokenizer, template) = (world.tokenizer(), Template::by_name("plain").unwrap());
+    for (row, tokens) in rows.iter().zip(&heldout.rows) {
+        assert_eq!((tokens.ids[0], *tokens.ids.last().unwrap()), (1, 2));
+        assert_eq!(tokenizer.decode(&tokens.ids, true).unwrap(), template.prompt(row) + &row.output);
+        // Every answer word is one token, so the split between prompt and answer is exact.
+        let answer = &tokens.ids[tokens.prompt_len..];
+        assert_eq!(answer.len(), row.output.split(' ').count() + 1, "{row:?}");
+    }
+}
+
+#[test]
+fn a_long_row_is_cut_without_eos_or_dropped_or_refused() {
+    let world = World::new();
+    let rows = world.rows(&json!([
+        row("Repeat the words.", "apple bird"),
+        row("Repeat the words.", &"apple ".repeat(50))
+    ]));
+    let cut = world.run(&rows, json!({ "template": "plain", "cutoff": 24 })).unwrap();
+    let ids = &set(&cut, "train.safetensors").rows[1].ids;
+    assert_eq!((ids.len(), ids.contains(&2)), (24, false));
+    assert!(
+        cut.notes().iter().any(|note| note.contains("1 of 2 rows are longer than 24 tokens and were cut"))
+    );
+    let dropped =
+        world.run(&rows, json!({ "template": "plain", "cutoff": 24, "long_rows": "drop" })).unwrap();
+    assert_eq!(set(&dropped, "train.safetensors").rows.len(), 1);
+    let error =
+        world.run(&rows, json!({ "template": "plain", "cutoff": 24, "long_rows": "error" })).err().unwrap();
+    assert!(error.message.starts_with("row 2: ") && error.message.contains("`cutoff` = 24"), "{error}");
+}
+
+#[test]
+fn eos_is_there_exactly_if_it_fits() {
+    let world = World::new();
+    let rows = world.rows(&json!([row("Repeat the words.", "apple bird")]));
+    let whole = world.run(&rows, json!({ "template": "plain" })).unwrap();
+    let ids = set(&whole, "train.safetensors").rows[0].ids.clone();
+    let fits = world.run(&rows, json!({ "template": "plain", "cutoff": ids.len() })).unwrap();
+    assert_eq!(set(&fits, "train.safetensors").rows[0].ids, ids);
+    let short = world.run(&rows, json!({ "template": "plain", "cutoff": ids.len() - 1 })).unwrap();
+    assert_eq!(set(&short, "train.safetensors").rows[0].ids, ids[..ids.len() - 1]);
+}
+
+#[test]
+fn held_out_rows_are_drawn_by_seed_and_the_rest_is_trained_on() {
+    let world = World::new();
+    let all: Vec<Value> = (0..50).map(|i| row(&format!("Repeat {i}."), "apple")).collect();
+    let rows = world.rows(&json!(all));
+    let run = |seed: u64| {
+        let bench = world.run(&rows, json!({ "template": "plain", "heldout": 7, "seed": seed })).unwrap();
+        assert_eq!(set(&bench, "train.safetensors").rows.len(), 43);
+        bench.read("heldout.json")
+    };
+    assert_eq!(run(42), run(42));
+    assert_ne!(run(42), run(43));
+    let error = world.run(&rows, json!({ "heldout": 50 })).err().unwrap();
+    assert_eq!(error.message, "cannot hold out 50 of 50 rows");
+}
+
+#[test]
+fn the_samples_show_what_is_masked() {
+    let world = World::new();
+    let rows = world.rows(&json!([row("Repeat the words.", "apple bird")]));
+    let masked =
+        world.run(&rows, json!({ "template": "plain", "mask_prompt": true })).unwrap().read("samples.txt");
+    let prompt = masked.split_once("⟦masked⟧<s>").expect("a masked part").1.split_once("⟦/masked⟧").unwrap();
+    assert!(prompt.0.contains("Repeat the words.") && prompt.1.starts_with("apple bird</s>"), "{masked}");
+    let open = world.run(&rows, json!({ "template": "plain" })).unwrap().read("samples.txt");
+    assert!(open.lines().nth(3).unwrap().contains("of them count"), "{open}");
+    assert!(!open.split_once("===").unwrap().1.contains("⟦masked⟧"));
+}
+
+#[test]
+fn rows_whose_answer_is_cut_away_are_left_out_when_only_answers_count() {
+    let world = World::new();
+    let rows = world.rows(&json!([row("Repeat the words.", "apple"), row(&"Repeat ".repeat(60), "apple")]));
+    let bench = world.run(&rows, json!({ "template": "plain", "cutoff": 32, "mask_prompt": true })).unwrap();
+    assert_eq!(set(&bench, "train.safetensors").rows.len(), 1);
+    assert!(bench.notes().iter().any(|note| note.contains("answer lies beyond the cut-off")));
+}
+
+#[test]
+fn a_tokenizer_that_does_not_fit_the_vocabulary_is_refused() {
+    let world = World::new();
+    let config = world.model.read("config.json");
+    let size = LlamaConfig::read(&world.model.path("out")).unwrap().vocab_size;
+    let small = config.replace(&format!("\"vocab_size\": {size}"), "\"vocab_size\": 100");
+    assert_ne!(config, small);
+    fs::write(world.model.out("config.json"), small).unwrap();
+    let rows = world.rows(&json!([row("Repeat the words.", "apple")]));
+    let error = world.run(&rows, json!({})).err().unwrap();
+    assert!(
+        error.message.contains("does not fit the model") && error.message.contains("`vocab_size` is 100"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_empty_data_set_a_row_without_instruction_and_a_broken_tokenizer_are_named() {
+    let world = World::new();
+    let error = |rows: PathBuf| world.run(&rows, json!({})).err().unwrap().message;
+    assert!(error(world.rows(&json!([]))).contains("rows.json"));
+    let message = error(world.rows(&json!([row("a", "b"), { "input": "", "output": "x" }])));
+    assert!(message.contains("instruction") && message.contains('2'), "{message}");
+    fs::write(world.model.out("tokenizer.json"), "{").unwrap();
+    assert!(error(world.rows(&json!([row("a", "b")]))).contains("tokenizer.json"));
+}
+
+#[test]
+fn bos_can_be_left_out_or_forced() {
+    let world = World::new();
+    let rows = world.rows(&json!([row("Repeat the words.", "apple")]));
+    let first = |bos: &str| {
+        let bench = world.run(&rows, json!({ "add_bos": bos })).unwrap();
+        set(&bench, "train.safetensors").rows[0].ids.clone()
+    };
+    assert_eq!(first("auto"), first("always"));
+    assert_eq!(first("auto")[1..], first("never"));
+}
+
+/// Unicode, emoji, CRLF, empty input, special strings, a row over the cut-off; made by
+/// `tests/golden/make_tokenize.py`.
+#[test]
+fn parity_tokenize_equals_the_golden_ids_on_odd_text() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let golden: Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("tokenize.json")).unwrap()).unwrap();
+    for (template, expected) in golden["templates"].as_object().unwrap() {
+        let bench = Bench::new().input("dataset", "rows", &folder.join("rows.json")).input(
+            "tokenizer",
+            "tokenizer",
+            &folder.join("tokenizer"),
+        );
+        bench.run(&Tokenize, json!({ "template": template, "cutoff": golden["cutoff"] })).unwrap();
+        let found = set(&bench, "train.safetensors");
+        assert_eq!(found.rows.len(), expected.as_array().unwrap().len());
+        for (number, (row, expected)) in found.rows.iter().zip(expected.as_array().unwrap()).enumerate() {
+            assert_eq!(json!(row.ids), expected["ids"], "{template} row {number}");
+            assert_eq!(json!(row.prompt_len), expected["prompt_len"], "{template} row {number}");
+        }
+    }
+}
+
+/// Ids, cut and prompt lengths of real Alpaca rows under real tokenizers. The data may not be
+/// copied here: the test runs where `PIPE_SHARED` names the folder that holds `data/tokenize`.
+#[test]
+fn parity_tokenize_equals_hugging_face_on_alpaca_rows() {
+    let Ok(shared) = std::env::var("PIPE_SHARED") else { return };
+    let data = Path::new(&shared).join("data");
+    let read = |path: PathBuf| -> Value { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
+    let meta = read(data.join("tokenize/meta.json"));
+    for file in meta["files"].as_object().unwrap().keys() {
+        let (vocabulary, form) = file.trim_end_matches(".json").split_once('-').unwrap();
+        let folder = [format!("{vocabulary}-tokenizer"), vocabulary.to_owned()];
+        let folder = folder.iter().map(|name| data.join(name)).find(|path| path.exists()).unwrap();
+        let template = if form == "newline" { "alpaca" } else { "alpaca-stanford" };
+        let bench = Bench::new().input("dataset", "rows", &data.join("tokenize/rows.json")).input(
+            "tokenizer",
+            vocabulary,
+            &folder,
+        );
+        bench.run(&Tokenize, json!({ "template": template, "cutoff": meta["max_seq_len"] })).unwrap();
+        let (found, expected) = (set(&bench, "train.safetensors"), read(data.join("tokenize").join(file)));
+        assert_eq!(found.rows.len(), expected.as_array().unwrap().len());
+        for (number, (row, golden)) in found.rows.iter().zip(expected.as_array().unwrap()).enumerate() {
+            assert_eq!(json!(row.ids), golden["ids"], "{file} row {number}");
+            let prompt = golden["prompt_len"].as_u64().unwrap() as usize;
+            assert_eq!(row.prompt_len, prompt.min(row.ids.len()), "{file} row {number}");
+        }
+    }
+    for (name, folder) in [("edge_llama2", "llama2-tokenizer"), ("edge_tok512", "tok512")] {
+        let tokenizer = Tokenizer::from_file(data.join(folder).join("tokenizer.json")).unwrap();
+        for case in meta[name].as_array().into_iter().flatten() {
+            let ids = tokenizer.encode(case["text"].as_str().unwrap(), true).unwrap();
+            assert_eq!(json!(ids.get_ids()), case["hf_ids"], "{case}");
+        }
+    }
+}
