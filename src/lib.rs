@@ -13,3 +13,4 @@ pub mod error;
 pub mod graph;
 pub mod pipeline;
 pub mod registry;
+pub mod schema;

@@ -4,20 +4,39 @@
 //! processes. Every value keeps its place in the text until the end, so that each error points at
 //! file, line and column, and all errors of a file are found in one go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use contract::{Config, Stage};
 use serde_json::Value;
 
+pub use check::{default, describe};
 pub use diagnostics::Diagnostics;
+pub use duration::duration;
+pub use form::RUNNER_KEYS;
 
 use crate::error::Error;
 use crate::registry::Registry;
+use diagnostics::Source;
 
+mod axes;
+mod check;
 mod diagnostics;
+mod document;
+mod duration;
+mod form;
+mod instance;
+mod interpolate;
+mod matrix;
+pub(crate) mod near;
+mod reference;
+mod set;
+mod settings;
+#[cfg(test)]
+mod tests;
 
 /// A checked and expanded pipeline.
 #[derive(Clone, Debug)]
@@ -122,4 +141,40 @@ impl Pipeline {
         let text = std::fs::read_to_string(path).map_err(crate::error::io_at(path))?;
         Ok(Self::parse(&path.display().to_string(), &text, sets, registry)?)
     }
+
+    /// Expands `text`, which is called `file` in messages. `sets` are the texts of `--set NAME=VALUE`.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it, each with its place.
+    pub fn parse(file: &str, text: &str, sets: &[String], registry: &Registry) -> Result<Self, Diagnostics> {
+        let source = |name: &str, text: &str| Source { name: name.to_owned(), text: text.to_owned() };
+        let sources = std::iter::once(source(file, text)).chain(sets.iter().map(|set| source("--set", set)));
+        let sources: Arc<Vec<Source>> = Arc::new(sources.collect());
+        let mut errors = Vec::new();
+        let pipeline = expand(file, &sources, registry, &mut errors);
+        match pipeline {
+            Some(pipeline) if errors.is_empty() => Ok(pipeline),
+            _ => Err(Diagnostics::new(sources, errors)),
+        }
+    }
+}
+
+fn expand(
+    file: &str,
+    sources: &[Source],
+    registry: &Registry,
+    errors: &mut Vec<diagnostics::Diagnostic>,
+) -> Option<Pipeline> {
+    let mut root = document::parse(&sources[0].text, errors)?;
+    set::apply(&mut root, sources, errors);
+    let form = form::read(root, registry, sources, errors);
+    let names = form.stages.iter().enumerate().map(|(number, stage)| (stage.name.as_str(), number));
+    let index: HashMap<&str, usize> = names.collect();
+    let instances = axes::resolve(&form, &index, sources, errors);
+    let expansion = instance::Expansion { form: &form, index: &index, instances: &instances, sources };
+    let stages = 0..form.stages.len();
+    let instances = stages.flat_map(|stage| expansion.stage(stage, errors)).collect();
+    let stem = || Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let name = form.name.or_else(stem).unwrap_or_else(|| "pipeline".into());
+    Some(Pipeline { name, pools: form.pools, instances })
 }

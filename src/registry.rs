@@ -13,13 +13,15 @@ pub struct Registry {
     /// Lists adapters as JSON for `pipe devices`. It loads drivers and may crash: called in a child
     /// process only. `None` where no tensor backend is built in.
     pub devices: Option<fn() -> serde_json::Value>,
+    /// What to add when a kind is unknown because the binary was built without it.
+    pub missing: Option<&'static str>,
 }
 
 impl Registry {
     /// A registry of these kinds, without adapters.
     #[must_use]
     pub fn new(stages: impl IntoIterator<Item = &'static dyn Stage>) -> Self {
-        Self { stages: stages.into_iter().collect(), devices: None }
+        Self { stages: stages.into_iter().collect(), devices: None, missing: None }
     }
 
     /// The same registry with one more kind.
@@ -42,6 +44,11 @@ pub fn all() -> Registry {
     let registry = Registry::new(data::STAGES.iter().copied());
     #[cfg(feature = "neural")]
     let registry = with_neural(registry);
+    #[cfg(not(feature = "neural"))]
+    let registry = Registry {
+        missing: Some("this binary was built without the feature `neural`: no `train`, `merge`, `evaluate`"),
+        ..registry
+    };
     registry
 }
 

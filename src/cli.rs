@@ -1,0 +1,104 @@
+//! The command line: reads it, calls the command, prints what went wrong. One file a command.
+//!
+//! Results go to standard output, everything else to standard error.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::error::{Error, Exit};
+use crate::registry::Registry;
+
+pub mod args;
+mod completions;
+mod dag;
+mod devices;
+mod init;
+mod schema;
+mod stages;
+
+use args::{Cli, Color, Command};
+
+/// Runs one command line (with the program's name in front) and says how it ended.
+pub fn run(args: impl IntoIterator<Item = OsString>, registry: &Registry) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not errors; if the reader is gone, nobody is left to tell.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
+        }
+    };
+    set_color(cli.globals.color);
+    match dispatch(&cli, registry) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            report(&error);
+            error.exit.into()
+        }
+    }
+}
+
+fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
+    match &cli.command {
+        Command::Stages(args) => stages::run(args, registry),
+        Command::Dag(args) => dag::run(args, registry),
+        Command::Devices(args) => devices::run(args, registry),
+        Command::Schema => schema::run(registry),
+        Command::Init(args) => init::run(args, registry),
+        Command::Completions(args) => completions::run(args),
+        Command::ProbeDevices => devices::probe(registry),
+    }
+}
+
+fn set_color(color: Color) {
+    match color {
+        Color::Auto => {}
+        Color::Always => anstream::ColorChoice::Always.write_global(),
+        Color::Never => anstream::ColorChoice::Never.write_global(),
+    }
+}
+
+/// Prints an error: its sentence and the way out.
+pub fn report(error: &Error) {
+    use anstyle::{AnsiColor, Style};
+    if let Some(diagnostics) = &error.diagnostics {
+        let count = diagnostics.len();
+        anstream::eprintln!("{}", diagnostics.render(true));
+        if count > 1 {
+            anstream::eprintln!("\n{count} errors; nothing was run");
+        }
+        return;
+    }
+    let red = AnsiColor::BrightRed.on_default().bold();
+    let bold = Style::new().bold();
+    anstream::eprintln!("{red}error{red:#}{bold}:{bold:#} {}", error.message);
+    if let Some(hint) = &error.hint {
+        anstream::eprintln!("{bold}hint:{bold:#} {hint}");
+    }
+}
+
+/// Prints to standard output; a reader that went away (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<Exit, Error> {
+    use std::io::Write;
+    let mut out = anstream::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::new(Exit::Failed, format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(Exit::Ok),
+    }
+}
+
+/// Prints one JSON document.
+pub(crate) fn print_json(value: &serde_json::Value) -> Result<Exit, Error> {
+    print(&format!("{value:#}\n"))
+}
+
+/// Whether a person reads standard error.
+#[must_use]
+pub fn interactive() -> bool {
+    std::io::stderr().is_terminal()
+}

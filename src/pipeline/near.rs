@@ -1,0 +1,37 @@
+//! The near miss: what was probably meant.
+
+/// `did you mean …?` for the closest of `known`, if any is close.
+pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest(name, known).map(|known| format!("did you mean `{known}`?"))
+}
+
+/// The closest of `known`: a third of the letters may differ, in any order of two neighbours.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = name.to_lowercase();
+    let limit = (name.chars().count().div_ceil(3)).max(1);
+    known
+        .into_iter()
+        .filter(|known| known.len().abs_diff(name.len()) <= limit)
+        .map(|known| (strsim::damerau_levenshtein(&lower, &known.to_lowercase()), known))
+        .filter(|&(distance, _)| distance <= limit)
+        .min_by_key(|&(distance, _)| distance)
+        .map(|(_, known)| known)
+}
+
+/// `` `a`, `b`, `c` ``
+pub fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swapped_letters_are_near_and_other_words_are_not() {
+        assert_eq!(nearest("rnak", ["rank", "alpha"]), Some("rank"));
+        assert_eq!(nearest("Rank", ["rank"]), Some("rank"));
+        assert_eq!(nearest("learning", ["lr", "rank"]), None);
+        assert_eq!(nearest("x", ["rank"]), None);
+    }
+}
