@@ -8,7 +8,7 @@
 //! of the crate goes through [`read`] and [`read_all`].
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use burn::tensor::wgpu::{WgpuSetup, wgpu};
 use burn::tensor::{DType, Device, DeviceKind, Tensor, Transaction};
@@ -213,9 +213,12 @@ struct Adapters {
 }
 
 fn adapters(software: bool) -> Adapters {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends: wgpu::Backends::PRIMARY,
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    let instance = INSTANCE.get_or_init(|| {
+        wgpu::Instance::new(wgpu::InstanceDescriptor {
+            backends: wgpu::Backends::PRIMARY,
+            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        })
     });
     let all = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
     let api = [wgpu::Backend::Vulkan, wgpu::Backend::Metal, wgpu::Backend::Dx12]
@@ -226,7 +229,7 @@ fn adapters(software: bool) -> Adapters {
         .into_iter()
         .filter(|adapter| Some(adapter.get_info().backend) == api && is_cpu(adapter) == software)
         .collect();
-    let mut adapters = Adapters { instance, found, software };
+    let mut adapters = Adapters { instance: instance.clone(), found, software };
     // The order of burn's own choice: discrete before integrated before the rest.
     adapters.found.sort_by_key(|adapter| rank(adapter.get_info().device_type));
     adapters

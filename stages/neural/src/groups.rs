@@ -63,7 +63,10 @@ pub fn collect(model: &mut Llama) -> Vec<(Layout, Tensor<1>)> {
             _ if index == last => "final".into(),
             _ => format!("block-{:03}", index - 1),
         };
-        groups.push((Layout { name, index, leaves: collect.leaves, len: collect.len }, Tensor::cat(collect.parts, 0)));
+        groups.push((
+            Layout { name, index, leaves: collect.leaves, len: collect.len },
+            Tensor::cat(collect.parts, 0),
+        ));
     }
     groups
 }

@@ -26,7 +26,13 @@ pub struct CrossEntropy {
 /// # Shapes
 /// `h [n, hidden]`, `w [vocab, hidden]`, both without autodiff; `n` is at least 1.
 #[must_use]
-pub fn cross_entropy(h: &Tensor<2>, w: &Tensor<2>, targets: &Tensor<1, Int>, factor: f64, weight_grad: bool) -> CrossEntropy {
+pub fn cross_entropy(
+    h: &Tensor<2>,
+    w: &Tensor<2>,
+    targets: &Tensor<1, Int>,
+    factor: f64,
+    weight_grad: bool,
+) -> CrossEntropy {
     let (mut sums, mut hidden, mut weight) = (Vec::new(), Vec::new(), None::<Tensor<2>>);
     for (h, targets) in chunks(h, w, targets) {
         let Chunk { nll, exp, norm } = forward(&h, w, &targets);
@@ -34,7 +40,8 @@ pub fn cross_entropy(h: &Tensor<2>, w: &Tensor<2>, targets: &Tensor<1, Int>, fac
         // factor · (softmax − onehot)
         let [n, _] = exp.dims();
         let one = Tensor::<2>::full([n, 1], -factor, &exp.device());
-        let g = (exp * (norm.recip() * factor)).scatter(1, targets, one, IndexingUpdateOp::Add).cast(w.dtype());
+        let g =
+            (exp * (norm.recip() * factor)).scatter(1, targets, one, IndexingUpdateOp::Add).cast(w.dtype());
         if weight_grad {
             let part = g.clone().transpose().matmul(h.clone());
             weight = Some(match weight {
@@ -73,7 +80,11 @@ fn forward(h: &Tensor<2>, w: &Tensor<2>, targets: &Tensor<2, Int>) -> Chunk {
     Chunk { nll: norm.clone().log() - picked, exp, norm }
 }
 
-fn chunks<'a>(h: &'a Tensor<2>, w: &Tensor<2>, targets: &'a Tensor<1, Int>) -> impl Iterator<Item = (Tensor<2>, Tensor<2, Int>)> + 'a {
+fn chunks<'a>(
+    h: &'a Tensor<2>,
+    w: &Tensor<2>,
+    targets: &'a Tensor<1, Int>,
+) -> impl Iterator<Item = (Tensor<2>, Tensor<2, Int>)> + 'a {
     let ([n, _], [vocab, _]) = (h.dims(), w.dims());
     let rows = (CHUNK / vocab).max(1);
     (0..n).step_by(rows).map(move |from| {
@@ -97,7 +108,9 @@ mod tests {
 
     fn tensor<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
         let mut random = crate::batch::SplitMix64(seed);
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| (random.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect();
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| (random.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
+            .collect();
         Tensor::from_data(TensorData::new(values, shape), &Device::flex())
     }
 
@@ -130,7 +143,9 @@ mod tests {
         let t = targets(&[0, 5, 100_000, 3, 1]);
         let whole = nll(&h, &w, &t);
         assert_eq!(whole.dims(), [5]);
-        let one_by_one: Vec<_> = (0..5).map(|row| nll(&h.clone().slice([row..row + 1]), &w, &t.clone().slice([row..row + 1]))).collect();
+        let one_by_one: Vec<_> = (0..5)
+            .map(|row| nll(&h.clone().slice([row..row + 1]), &w, &t.clone().slice([row..row + 1])))
+            .collect();
         assert!(far(whole.clone(), Tensor::cat(one_by_one, 0)) < 1e-5);
         let ours = cross_entropy(&h, &w, &t, 1.0, false);
         assert!(far(ours.sum, whole.sum()) < 1e-3);

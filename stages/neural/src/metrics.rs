@@ -52,11 +52,20 @@ impl Metrics {
     /// If it cannot be opened, or is shorter than that.
     pub fn resume(folder: &Path, length: u64) -> Result<Self, StageError> {
         let path = folder.join(Self::FILE);
-        let mut file = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path).map_err(at(&path))?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(at(&path))?;
         let found = file.metadata().map_err(at(&path))?.len();
         if found < length {
-            return Err(StageError::new(format!("`{}` has {found} bytes, the checkpoint saw {length}", path.display()))
-                .hint("delete the stage's work folder to start it over"));
+            return Err(StageError::new(format!(
+                "`{}` has {found} bytes, the checkpoint saw {length}",
+                path.display()
+            ))
+            .hint("delete the stage's work folder to start it over"));
         }
         file.set_len(length).map_err(at(&path))?;
         file.seek(SeekFrom::End(0)).map_err(at(&path))?;
@@ -113,7 +122,8 @@ mod tests {
         let mut metrics = Metrics::resume(cut.path(), kept).expect("open");
         (3..=5).for_each(|step| metrics.add(&record(step)).expect("add"));
 
-        let read = |dir: &tempfile::TempDir| std::fs::read_to_string(dir.path().join(Metrics::FILE)).expect("read");
+        let read =
+            |dir: &tempfile::TempDir| std::fs::read_to_string(dir.path().join(Metrics::FILE)).expect("read");
         assert_eq!(read(&whole), read(&cut));
         assert_eq!(read(&whole).lines().count(), 5);
     }

@@ -83,8 +83,11 @@ impl Replica {
         for ((batch, &factor), &key) in share.batches.iter().zip(&share.factors).zip(&share.keys) {
             self.model.dropout(Some(key));
             let inputs = self.inputs(batch)?;
-            let (loss, grads) =
-                if self.checkpointing { self.recomputed(&inputs, factor) } else { self.recorded(&inputs, factor) };
+            let (loss, grads) = if self.checkpointing {
+                self.recomputed(&inputs, factor)
+            } else {
+                self.recorded(&inputs, factor)
+            };
             outcome.losses.push(loss);
             outcome.grads = if outcome.grads.is_empty() {
                 grads
@@ -106,7 +109,8 @@ impl Replica {
             let inputs = self.inputs(batch)?;
             let model = &self.model;
             let blocks = 0..model.blocks.len();
-            let x = blocks.fold(model.embed(inputs.ids.clone()), |x, index| model.block(index, x, &inputs.mask));
+            let x =
+                blocks.fold(model.embed(inputs.ids.clone()), |x, index| model.block(index, x, &inputs.mask));
             let h = labelled(model.finish(x), &inputs);
             losses.push(loss::nll(&h, &head(model), &inputs.targets).sum());
         }
@@ -123,7 +127,9 @@ impl Replica {
             }
         };
         let device = &self.model.device;
-        let ints = |values: &[i32]| Tensor::<1, Int>::from_data(TensorData::new(values.to_vec(), [values.len()]), device);
+        let ints = |values: &[i32]| {
+            Tensor::<1, Int>::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+        };
         let ids = ints(&batch.ids).reshape([batch.rows, batch.length]);
         Ok(Inputs { ids, mask, positions: ints(&batch.positions), targets: ints(&batch.targets) })
     }
@@ -195,7 +201,11 @@ impl Replica {
     }
 
     /// One vector a group; the head's gradient, which the loss made by hand, put where it belongs.
-    fn flat(&self, mut parts: HashMap<usize, Vec<(String, Option<Tensor<1>>)>>, mut head: Option<Tensor<2>>) -> Vec<Tensor<1>> {
+    fn flat(
+        &self,
+        mut parts: HashMap<usize, Vec<(String, Option<Tensor<1>>)>>,
+        mut head: Option<Tensor<2>>,
+    ) -> Vec<Tensor<1>> {
         let owner = if self.model.head.is_some() { "lm_head.weight" } else { "model.embed_tokens.weight" };
         let mut groups = Vec::new();
         for layout in &self.layouts {
@@ -203,7 +213,11 @@ impl Replica {
             let mut found: HashMap<String, Option<Tensor<1>>> = found.into_iter().collect();
             let leaves = layout.leaves.iter().map(|leaf| {
                 let own = found.remove(&leaf.name).flatten();
-                let by_hand = if leaf.name == owner { head.take().map(|grad| grad.reshape([leaf.len()])) } else { None };
+                let by_hand = if leaf.name == owner {
+                    head.take().map(|grad| grad.reshape([leaf.len()]))
+                } else {
+                    None
+                };
                 match (own, by_hand) {
                     (Some(own), Some(by_hand)) => own + by_hand,
                     (Some(grad), None) | (None, Some(grad)) => grad,
@@ -270,7 +284,8 @@ impl Team {
         for (label, build) in builders {
             let (jobs, todo) = channel::<Job>();
             let (ready, answer) = channel();
-            let thread = std::thread::Builder::new().name(label.clone()).spawn(move || serve(build, &todo, &ready))?;
+            let thread =
+                std::thread::Builder::new().name(label.clone()).spawn(move || serve(build, &todo, &ready))?;
             workers.push(Worker { label, jobs: Some(jobs), thread: Some(thread) });
             answers.push(answer);
         }

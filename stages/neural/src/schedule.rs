@@ -51,7 +51,11 @@ impl Schedule {
     /// Warm-up steps of a run of `total` steps: `steps` if it is not 0, else the share `ratio`,
     /// rounded up (transformers' `TrainingArguments.get_warmup_steps`).
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of `total`, rounded up, lies in 0..=total")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of `total`, rounded up, lies in 0..=total"
+    )]
     pub fn warmup_steps(total: u64, steps: u64, ratio: f64) -> u64 {
         if steps > 0 { steps } else { (total as f64 * ratio).ceil() as u64 }
     }
@@ -96,7 +100,10 @@ mod tests {
     fn cosine_follows_the_hand_computed_table() {
         // two warm-up steps, then cos over 4 steps: 1, (1+cos 45°)/2, 1/2, (1-cos 45°)/2
         let quarter = std::f64::consts::FRAC_1_SQRT_2;
-        close(&rates(Shape::Cosine, 2, 6), &[0.0, 0.5, 1.0, f64::midpoint(1.0, quarter), 0.5, (1.0 - quarter) / 2.0]);
+        close(
+            &rates(Shape::Cosine, 2, 6),
+            &[0.0, 0.5, 1.0, f64::midpoint(1.0, quarter), 0.5, (1.0 - quarter) / 2.0],
+        );
     }
 
     #[test]

@@ -62,7 +62,9 @@ impl State {
         }
         fs::create_dir_all(&folder).map_err(at(&folder))?;
         let tensors = self.slabs.iter().flat_map(|slab| {
-            PARTS.iter().zip(&slab.values).map(|(part, values)| Tensor::f32(format!("{}.{part}", slab.name), vec![values.len()], values.clone()))
+            PARTS.iter().zip(&slab.values).map(|(part, values)| {
+                Tensor::f32(format!("{}.{part}", slab.name), vec![values.len()], values.clone())
+            })
         });
         weights::save(&folder.join(SLABS), tensors.collect(), &[])?;
         write_durably(&folder.join(MANIFEST), &serde_json::to_vec_pretty(&self.manifest)?)?;
@@ -83,7 +85,9 @@ impl State {
     pub fn newest(work: &Path, fingerprint: &str) -> Result<Option<Self>, StageError> {
         let mut found = folders(work)?;
         found.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
-        Ok(found.iter().find_map(|(_, folder)| read(folder).ok().filter(|state| state.fits(work, fingerprint))))
+        Ok(found
+            .iter()
+            .find_map(|(_, folder)| read(folder).ok().filter(|state| state.fits(work, fingerprint))))
     }
 
     fn fits(&self, work: &Path, fingerprint: &str) -> bool {
@@ -95,7 +99,8 @@ fn read(folder: &Path) -> Result<State, StageError> {
     let path = folder.join(MANIFEST);
     let manifest: Manifest = serde_json::from_slice(&fs::read(&path).map_err(at(&path))?)?;
     let weights = Weights::open(&folder.join(SLABS))?;
-    let mut names: Vec<String> = weights.names().filter_map(|name| name.strip_suffix(".params").map(str::to_owned)).collect();
+    let mut names: Vec<String> =
+        weights.names().filter_map(|name| name.strip_suffix(".params").map(str::to_owned)).collect();
     names.sort();
     let mut slabs = Vec::new();
     for name in names {
@@ -116,7 +121,11 @@ fn folders(work: &Path) -> Result<Vec<(u64, PathBuf)>, StageError> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(at(work))?.path();
-        let step = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("state-")).and_then(|step| step.parse().ok());
+        let step = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix("state-"))
+            .and_then(|step| step.parse().ok());
         found.extend(step.map(|step| (step, path)));
     }
     Ok(found)
@@ -151,8 +160,12 @@ mod tests {
     use super::*;
 
     fn state(step: u64, fingerprint: &str) -> State {
-        let slab = |name: &str, x: f32| HostSlab { name: name.into(), values: [vec![x, -0.0], vec![x + 0.5, 1e-40], vec![x * x, f32::MAX]] };
-        let manifest = Manifest { step, metrics_bytes: 0, fingerprint: fingerprint.into(), device: "cpu".into() };
+        let slab = |name: &str, x: f32| HostSlab {
+            name: name.into(),
+            values: [vec![x, -0.0], vec![x + 0.5, 1e-40], vec![x * x, f32::MAX]],
+        };
+        let manifest =
+            Manifest { step, metrics_bytes: 0, fingerprint: fingerprint.into(), device: "cpu".into() };
         State { manifest, slabs: vec![slab("block-000", step as f32), slab("block-001", 0.1)] }
     }
 

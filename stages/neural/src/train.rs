@@ -7,7 +7,9 @@
 //!
 //! Version log: 1 first.
 
-use contract::{Config, ConfigError, Context, Default, Input, Inputs, Job, Param, Pool, Ports, Stage, StageError, Type};
+use contract::{
+    Config, ConfigError, Context, Default, Input, Inputs, Job, Param, Pool, Ports, Stage, StageError, Type,
+};
 use formats::adapter::AdapterConfig;
 use formats::config::LlamaConfig;
 use formats::run::Method;
@@ -37,39 +39,175 @@ const INPUTS: &[Input] = &[
 ];
 
 const PARAMS: &[Param] = &[
-    Param::new("method", Type::Choice(&["full", "lora", "dora"]), Default::Text("lora"), "what is trained: the whole model, LoRA (arXiv 2106.09685) or DoRA (arXiv 2402.09353)"),
+    Param::new(
+        "method",
+        Type::Choice(&["full", "lora", "dora"]),
+        Default::Text("lora"),
+        "what is trained: the whole model, LoRA (arXiv 2106.09685) or DoRA (arXiv 2402.09353)",
+    ),
     Param::new("rank", Type::Int { min: 1, max: 4096 }, Default::Int(16), "r: rank of the adapter"),
     Param::new("alpha", Type::float_from(0.0), Default::Float(32.0), "α: the adapter is scaled by α/r"),
-    Param::new("dropout", Type::Float { min: 0.0, max: 0.95 }, Default::Float(0.0), "share of the adapter's inputs that is dropped in training"),
-    Param::new("target_modules", Type::List(&Type::Choice(PROJECTIONS)), Default::Texts(PROJECTIONS), "linear layers that get an adapter"),
+    Param::new(
+        "dropout",
+        Type::Float { min: 0.0, max: 0.95 },
+        Default::Float(0.0),
+        "share of the adapter's inputs that is dropped in training",
+    ),
+    Param::new(
+        "target_modules",
+        Type::List(&Type::Choice(PROJECTIONS)),
+        Default::Texts(PROJECTIONS),
+        "linear layers that get an adapter",
+    ),
     Param::new("rslora", Type::Bool, Default::Bool(false), "scale by α/√r (arXiv 2312.03732)"),
-    Param::new("loraplus_ratio", Type::float_from(0.0), Default::Float(1.0), "learning rate of B over that of A (LoRA+, arXiv 2402.12354)"),
+    Param::new(
+        "loraplus_ratio",
+        Type::float_from(0.0),
+        Default::Float(1.0),
+        "learning rate of B over that of A (LoRA+, arXiv 2402.12354)",
+    ),
     Param::new("lr", Type::float_from(0.0), Default::Float(2e-4), "peak learning rate"),
-    Param::new("schedule", Type::Choice(Shape::NAMES), Default::Text("cosine"), "what the rate does after the warm-up"),
-    Param::new("warmup_steps", Type::at_least(0), Default::Int(0), "steps of linear warm-up; wins over `warmup_ratio`"),
-    Param::new("warmup_ratio", Type::fraction(), Default::Float(0.0), "share of all steps that warms up, rounded up"),
-    Param::new("weight_decay", Type::float_from(0.0), Default::Float(0.0), "decoupled decay, on every trained tensor"),
-    Param::new("beta1", Type::Float { min: 0.0, max: 0.999_999 }, Default::Float(0.9), "decay of Adam's first moment"),
-    Param::new("beta2", Type::Float { min: 0.0, max: 0.999_999_9 }, Default::Float(0.999), "decay of Adam's second moment"),
-    Param::new("eps", Type::Float { min: 1e-30, max: 1.0 }, Default::Float(1e-8), "added to the root of Adam's second moment"),
-    Param::new("max_grad_norm", Type::float_from(0.0), Default::Float(1.0), "longer gradients are shortened to it; 0: never"),
-    Param::new("epochs", Type::float_from(0.0), Default::Float(1.0), "passes over the rows, if `max_steps` is 0"),
-    Param::new("max_steps", Type::at_least(0), Default::Int(0), "optimizer steps; 0: as many as `epochs` give"),
-    Param::new("batch_size", Type::Int { min: 1, max: 65_536 }, Default::Int(8), "rows per micro-batch and device"),
-    Param::new("accumulation", Type::Int { min: 1, max: 65_536 }, Default::Int(1), "micro-batches per step and device"),
-    Param::new("loss_normalisation", Type::Choice(Normalisation::NAMES), Default::Text("token"), "mean over all predicted tokens of the step, or of the means of its micro-batches"),
-    Param::new("group_by_length", Type::Bool, Default::Bool(false), "rows of like length share a step: less padding"),
-    Param::new("pad_to_multiple_of", Type::Int { min: 1, max: 4096 }, Default::Int(8), "row lengths of a batch are rounded up to it: fewer shapes to compile kernels for"),
-    Param::new("seed", Type::at_least(0), Default::Int(42), "fresh adapters, order of the rows and dropout follow from it"),
-    Param::new("save_every", Type::at_least(0), Default::Int(0), "keep the result of every n-th step; the last is always kept"),
-    Param::new("save_steps", Type::List(&Type::at_least(1)), Default::Ints(&[]), "keep the result of these steps as well"),
-    Param::new("eval_every", Type::at_least(0), Default::Int(0), "held-out loss every n-th step and at the last; 0: never"),
-    Param::new("eval_rows", Type::at_least(0), Default::Int(0), "held-out rows for that, from the first; 0: all"),
-    Param::new("checkpointing", Type::Bool, Default::Bool(false), "keep block inputs only and re-run blocks in backward: less memory, a third more time"),
-    Param::new("save_dtype", Type::Choice(&["float32", "float16", "bfloat16"]), Default::Text("float32"), "element type of a saved model (`method = \"full\"`); adapters are float32"),
+    Param::new(
+        "schedule",
+        Type::Choice(Shape::NAMES),
+        Default::Text("cosine"),
+        "what the rate does after the warm-up",
+    ),
+    Param::new(
+        "warmup_steps",
+        Type::at_least(0),
+        Default::Int(0),
+        "steps of linear warm-up; wins over `warmup_ratio`",
+    ),
+    Param::new(
+        "warmup_ratio",
+        Type::fraction(),
+        Default::Float(0.0),
+        "share of all steps that warms up, rounded up",
+    ),
+    Param::new(
+        "weight_decay",
+        Type::float_from(0.0),
+        Default::Float(0.0),
+        "decoupled decay, on every trained tensor",
+    ),
+    Param::new(
+        "beta1",
+        Type::Float { min: 0.0, max: 0.999_999 },
+        Default::Float(0.9),
+        "decay of Adam's first moment",
+    ),
+    Param::new(
+        "beta2",
+        Type::Float { min: 0.0, max: 0.999_999_9 },
+        Default::Float(0.999),
+        "decay of Adam's second moment",
+    ),
+    Param::new(
+        "eps",
+        Type::Float { min: 1e-30, max: 1.0 },
+        Default::Float(1e-8),
+        "added to the root of Adam's second moment",
+    ),
+    Param::new(
+        "max_grad_norm",
+        Type::float_from(0.0),
+        Default::Float(1.0),
+        "longer gradients are shortened to it; 0: never",
+    ),
+    Param::new(
+        "epochs",
+        Type::float_from(0.0),
+        Default::Float(1.0),
+        "passes over the rows, if `max_steps` is 0",
+    ),
+    Param::new(
+        "max_steps",
+        Type::at_least(0),
+        Default::Int(0),
+        "optimizer steps; 0: as many as `epochs` give",
+    ),
+    Param::new(
+        "batch_size",
+        Type::Int { min: 1, max: 65_536 },
+        Default::Int(8),
+        "rows per micro-batch and device",
+    ),
+    Param::new(
+        "accumulation",
+        Type::Int { min: 1, max: 65_536 },
+        Default::Int(1),
+        "micro-batches per step and device",
+    ),
+    Param::new(
+        "loss_normalisation",
+        Type::Choice(Normalisation::NAMES),
+        Default::Text("token"),
+        "mean over all predicted tokens of the step, or of the means of its micro-batches",
+    ),
+    Param::new(
+        "group_by_length",
+        Type::Bool,
+        Default::Bool(false),
+        "rows of like length share a step: less padding",
+    ),
+    Param::new(
+        "pad_to_multiple_of",
+        Type::Int { min: 1, max: 4096 },
+        Default::Int(8),
+        "row lengths of a batch are rounded up to it: fewer shapes to compile kernels for",
+    ),
+    Param::new(
+        "seed",
+        Type::at_least(0),
+        Default::Int(42),
+        "fresh adapters, order of the rows and dropout follow from it",
+    ),
+    Param::new(
+        "save_every",
+        Type::at_least(0),
+        Default::Int(0),
+        "keep the result of every n-th step; the last is always kept",
+    ),
+    Param::new(
+        "save_steps",
+        Type::List(&Type::at_least(1)),
+        Default::Ints(&[]),
+        "keep the result of these steps as well",
+    ),
+    Param::new(
+        "eval_every",
+        Type::at_least(0),
+        Default::Int(0),
+        "held-out loss every n-th step and at the last; 0: never",
+    ),
+    Param::new(
+        "eval_rows",
+        Type::at_least(0),
+        Default::Int(0),
+        "held-out rows for that, from the first; 0: all",
+    ),
+    Param::new(
+        "checkpointing",
+        Type::Bool,
+        Default::Bool(false),
+        "keep block inputs only and re-run blocks in backward: less memory, a third more time",
+    ),
+    Param::new(
+        "save_dtype",
+        Type::Choice(&["float32", "float16", "bfloat16"]),
+        Default::Text("float32"),
+        "element type of a saved model (`method = \"full\"`); adapters are float32",
+    ),
     Param::new("device", Type::Text, Default::Text("auto"), "auto | gpu | gpu:N | software | cpu"),
     Param::new("devices", Type::Int { min: 1, max: 64 }, Default::Int(1), "adapters that share every batch"),
-    Param::new("checkpoint_every", Type::at_least(1), Default::Int(50), "steps between checkpoints from which a stopped run goes on").cosmetic(),
+    Param::new(
+        "checkpoint_every",
+        Type::at_least(1),
+        Default::Int(50),
+        "steps between checkpoints from which a stopped run goes on",
+    )
+    .cosmetic(),
 ];
 
 /// The parameters.
@@ -146,7 +284,12 @@ impl Settings {
         let warmup = Schedule::warmup_steps(total, self.warmup_steps, self.warmup_ratio);
         let shape = Shape::by_name(&self.schedule).unwrap_or(Shape::Cosine);
         Options {
-            adam: AdamW { beta1: self.beta1, beta2: self.beta2, eps: self.eps, weight_decay: self.weight_decay },
+            adam: AdamW {
+                beta1: self.beta1,
+                beta2: self.beta2,
+                eps: self.eps,
+                weight_decay: self.weight_decay,
+            },
             max_grad_norm: self.max_grad_norm,
             schedule: Schedule { shape, peak: self.lr, warmup, total },
             normalisation: Normalisation::by_name(&self.loss_normalisation).unwrap_or(Normalisation::Token),
@@ -165,10 +308,17 @@ impl Settings {
             errors.push(ConfigError::new("epochs", "must be more than 0 where `max_steps` is 0"));
         }
         if self.max_steps > 0 && self.warmup_steps > self.max_steps {
-            errors.push(ConfigError::new("warmup_steps", format!("is more than `max_steps` = {}", self.max_steps)));
+            errors.push(ConfigError::new(
+                "warmup_steps",
+                format!("is more than `max_steps` = {}", self.max_steps),
+            ));
         }
-        if let Some(late) = self.save_steps.iter().find(|&&step| self.max_steps > 0 && step > self.max_steps) {
-            errors.push(ConfigError::new("save_steps", format!("step {late} is after `max_steps` = {}", self.max_steps)));
+        if let Some(late) = self.save_steps.iter().find(|&&step| self.max_steps > 0 && step > self.max_steps)
+        {
+            errors.push(ConfigError::new(
+                "save_steps",
+                format!("step {late} is after `max_steps` = {}", self.max_steps),
+            ));
         }
         if let Err(error) = crate::device::check_request(&self.device) {
             errors.push(ConfigError::new("device", error.message));
@@ -220,7 +370,9 @@ impl Job for TrainJob {
         let all = config.parameters();
         let trained = match settings.method() {
             Method::Full => all,
-            method => config.adapter_parameters(settings.rank, &settings.target_modules, method == Method::Dora),
+            method => {
+                config.adapter_parameters(settings.rank, &settings.target_modules, method == Method::Dora)
+            }
         };
         Ok(vec![format!("trains {trained} parameters on a model of {all}")])
     }
@@ -232,4 +384,3 @@ impl Job for TrainJob {
         session.finish(ctx)
     }
 }
-

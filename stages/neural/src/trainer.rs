@@ -89,7 +89,8 @@ impl Trainer {
         let host = team.len() > 1;
         let groups = team.first(move |replica| {
             let (layouts, values): (Vec<_>, Vec<_>) = replica.groups().into_iter().unzip();
-            let values = if host { device::read_all(values)?.into_iter().map(on_host).collect() } else { values };
+            let values =
+                if host { device::read_all(values)?.into_iter().map(on_host).collect() } else { values };
             Ok((layouts, values))
         });
         let (layouts, values) = groups?;
@@ -214,7 +215,9 @@ impl Trainer {
             let values = values.clone();
             move |replica: &mut crate::replicas::Replica| {
                 let device = replica.model().device.clone();
-                let flat = |values: &Vec<f32>| Tensor::from_data(TensorData::new(values.clone(), [values.len()]), &device);
+                let flat = |values: &Vec<f32>| {
+                    Tensor::from_data(TensorData::new(values.clone(), [values.len()]), &device)
+                };
                 replica.set(&values.iter().map(flat).collect::<Vec<_>>());
                 Ok(())
             }
@@ -253,7 +256,11 @@ impl Trainer {
     pub fn tensors(&self) -> Result<Vec<(Leaf, Vec<f32>)>, StageError> {
         let values = device::read_all(self.slabs.iter().map(|slab| slab.params.clone()).collect())?;
         let groups = self.layouts.iter().zip(&values);
-        Ok(groups.flat_map(|(layout, flat)| layout.leaves.iter().map(|leaf| (leaf.clone(), flat[leaf.start..][..leaf.len()].to_vec()))).collect())
+        Ok(groups
+            .flat_map(|(layout, flat)| {
+                layout.leaves.iter().map(|leaf| (leaf.clone(), flat[leaf.start..][..leaf.len()].to_vec()))
+            })
+            .collect())
     }
 
     /// Parameters and moments, to be stored.
@@ -264,7 +271,11 @@ impl Trainer {
         let parts = self.slabs.iter().flat_map(|slab| [slab.params.clone(), slab.m.clone(), slab.v.clone()]);
         let mut values = device::read_all(parts.collect())?.into_iter();
         let mut next = || values.next().unwrap_or_default();
-        Ok(self.layouts.iter().map(|layout| HostSlab { name: layout.name.clone(), values: [next(), next(), next()] }).collect())
+        Ok(self
+            .layouts
+            .iter()
+            .map(|layout| HostSlab { name: layout.name.clone(), values: [next(), next(), next()] })
+            .collect())
     }
 
     /// Goes back to a stored state after `step` steps.
@@ -274,13 +285,19 @@ impl Trainer {
     pub fn restore(&mut self, step: u64, stored: &[HostSlab]) -> Result<(), StageError> {
         for (layout, slab) in self.layouts.iter().zip(&mut self.slabs) {
             let found = stored.iter().find(|stored| stored.name == layout.name);
-            let Some(found) = found.filter(|found| found.values.iter().all(|part| part.len() == layout.len)) else {
-                return Err(StageError::new(format!("the stored training state does not hold `{}` as the model has it", layout.name))
-                    .hint("delete the stage's work folder to start it over"));
+            let Some(found) = found.filter(|found| found.values.iter().all(|part| part.len() == layout.len))
+            else {
+                return Err(StageError::new(format!(
+                    "the stored training state does not hold `{}` as the model has it",
+                    layout.name
+                ))
+                .hint("delete the stage's work folder to start it over"));
             };
             let device = slab.params.device();
             let [params, m, v] = &found.values;
-            let tensor = |values: &Vec<f32>| Tensor::from_data(TensorData::new(values.clone(), [values.len()]), &device);
+            let tensor = |values: &Vec<f32>| {
+                Tensor::from_data(TensorData::new(values.clone(), [values.len()]), &device)
+            };
             (slab.params, slab.m, slab.v) = (tensor(params), tensor(m), tensor(v));
         }
         self.step = step;
@@ -294,7 +311,10 @@ fn scale(layout: &Layout, lora_plus: f64, device: &Device) -> Option<Tensor<1>> 
     if (lora_plus - 1.0).abs() < f64::EPSILON || !layout.leaves.iter().any(is_b) {
         return None;
     }
-    let parts = layout.leaves.iter().map(|leaf| Tensor::full([leaf.len()], if is_b(leaf) { lora_plus } else { 1.0 }, device));
+    let parts = layout
+        .leaves
+        .iter()
+        .map(|leaf| Tensor::full([leaf.len()], if is_b(leaf) { lora_plus } else { 1.0 }, device));
     Some(Tensor::cat(parts.collect(), 0))
 }
 
@@ -308,7 +328,11 @@ fn key(parts: &[u64]) -> u64 {
 }
 
 fn not_finite(step: u64, loss: f64, grad_norm: f64) -> StageError {
-    let what = if loss.is_finite() { format!("the gradient's norm is {grad_norm}") } else { format!("the loss is {loss}") };
+    let what = if loss.is_finite() {
+        format!("the gradient's norm is {grad_norm}")
+    } else {
+        format!("the loss is {loss}")
+    };
     StageError::new(format!("{what} at step {step}"))
         .hint("try a smaller `lr`, a longer warm-up, or `max_grad_norm = 1.0`; the last checkpoint before this step is kept")
 }

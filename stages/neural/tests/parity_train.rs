@@ -27,13 +27,16 @@ use serde_json::Value;
 const TIMES: f64 = 5.0;
 
 fn fixtures() -> PathBuf {
-    std::env::var_os("PIPE_FIXTURES").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures"), PathBuf::from)
+    std::env::var_os("PIPE_FIXTURES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures"), PathBuf::from)
 }
 
 fn software() -> Option<Opened> {
     match device::open("software", 0) {
         Ok(opened) => Some(opened),
-        Err(error) if std::env::var("PIPE_REQUIRE_WGPU").is_ok_and(|v| v == "1") => panic!("PIPE_REQUIRE_WGPU=1, and {error}"),
+        Err(error) if std::env::var("PIPE_REQUIRE_WGPU").is_ok_and(|v| v == "1") => {
+            panic!("PIPE_REQUIRE_WGPU=1, and {error}")
+        }
         Err(error) => {
             eprintln!("SKIPPED on wgpu: {error}");
             None
@@ -67,7 +70,7 @@ impl Recipe {
             warmup: one("warmup(warmup") as u64,
             total: one(", total") as u64,
             betas: [betas[0], betas[1]],
-            eps: one("eps"),
+            eps: one(" eps"),
             clip: one("clip_grad_norm_"),
         }
     }
@@ -75,9 +78,19 @@ impl Recipe {
     fn options(&self, log: &Value) -> Options {
         let token = log["loss_reduction"].as_str().expect("text").contains("token");
         Options {
-            adam: AdamW { beta1: self.betas[0], beta2: self.betas[1], eps: self.eps, weight_decay: log["weight_decay"].as_f64().expect("number") },
+            adam: AdamW {
+                beta1: self.betas[0],
+                beta2: self.betas[1],
+                eps: self.eps,
+                weight_decay: log["weight_decay"].as_f64().expect("number"),
+            },
             max_grad_norm: self.clip,
-            schedule: Schedule { shape: Shape::Cosine, peak: self.peak, warmup: self.warmup, total: self.total },
+            schedule: Schedule {
+                shape: Shape::Cosine,
+                peak: self.peak,
+                warmup: self.warmup,
+                total: self.total,
+            },
             normalisation: if token { Normalisation::Token } else { Normalisation::MicroBatchMean },
             lora_plus: 1.0,
             seed: 0,
@@ -107,7 +120,8 @@ fn batches(path: &Path) -> Vec<Vec<Batch>> {
     let read = |name: &str| weights.ints(name).expect("integers");
     let (ids, attention, labels) = (read("input_ids"), read("attention_mask"), read("labels"));
     let all = ids.chunks(rows * time).zip(attention.chunks(rows * time)).zip(labels.chunks(rows * time));
-    let all: Vec<Batch> = all.map(|((ids, attention), labels)| Batch::dense(rows, ids, attention, labels)).collect();
+    let all: Vec<Batch> =
+        all.map(|((ids, attention), labels)| Batch::dense(rows, ids, attention, labels)).collect();
     all.chunks(micro).map(<[Batch]>::to_vec).collect()
 }
 
@@ -124,13 +138,15 @@ fn check_report(report: &Report, wanted: &Value, worst: &mut Worst) {
     worst.loss = worst.loss.max((report.loss - number("loss")).abs());
     worst.grad_norm = worst.grad_norm.max((report.grad_norm / number("grad_norm") - 1.0).abs());
     worst.lr = worst.lr.max((report.lr - number("lr")).abs());
-    let labels: u64 = wanted["label_tokens"].as_array().expect("list").iter().map(|n| n.as_u64().expect("count")).sum();
+    let labels: u64 =
+        wanted["label_tokens"].as_array().expect("list").iter().map(|n| n.as_u64().expect("count")).sum();
     assert_eq!(report.label_tokens, labels, "label tokens of step {}", report.step);
 }
 
 fn check_adapter(trainer: &Trainer, folder: &Path, worst: &mut Worst) {
     let wanted = Weights::open(&folder.join("adapter_model.safetensors")).expect("adapter");
-    let found: BTreeMap<String, Vec<f32>> = trainer.tensors().expect("read").into_iter().map(|(leaf, values)| (leaf.name, values)).collect();
+    let found: BTreeMap<String, Vec<f32>> =
+        trainer.tensors().expect("read").into_iter().map(|(leaf, values)| (leaf.name, values)).collect();
     let names: Vec<&str> = wanted.names().collect();
     assert_eq!(names.len(), found.len());
     for name in names {
@@ -143,8 +159,13 @@ fn check_adapter(trainer: &Trainer, folder: &Path, worst: &mut Worst) {
 
 fn run(folder: &Path, variant: &Path, opened: &Opened, checkpointing: bool) {
     let readme = std::fs::read_to_string(folder.join("README.md")).expect("README");
-    let log: Value = serde_json::from_str(&std::fs::read_to_string(variant.join("log.json")).expect("log")).expect("JSON");
-    let base = readme.split_whitespace().skip_while(|word| *word != "Base").nth(1).expect("the README names its base");
+    let log: Value =
+        serde_json::from_str(&std::fs::read_to_string(variant.join("log.json")).expect("log")).expect("JSON");
+    let base = readme
+        .split_whitespace()
+        .skip_while(|word| *word != "Base")
+        .nth(1)
+        .expect("the README names its base");
     let mut llama = model(&folder.join(base.trim_end_matches(['.', ','])), log["kind"] == "qdora", opened);
     llama.attach(&Adapter::read(&folder.join("init")).expect("init")).expect("fits");
     let team = Team::One(Box::new(Replica::new(llama, checkpointing)));
@@ -165,18 +186,32 @@ fn run(folder: &Path, variant: &Path, opened: &Opened, checkpointing: bool) {
     let name = variant.strip_prefix(folder.parent().expect("parent")).expect("inside").display().to_string();
     println!(
         "{name} on {}: loss {:.1e} (f64 {:.1e}), grad norm {:.1e} (f64 {:.1e}), lr {:.1e}, adapter {:.1e} (f64 {:.1e})",
-        opened.label, worst.loss, stated("loss_max_abs_diff_vs_f64"), worst.grad_norm, stated("grad_norm_max_rel_diff_vs_f64"), worst.lr, worst.adapter, stated("final_tensor_max_abs_diff_vs_f64")
+        opened.label,
+        worst.loss,
+        stated("loss_max_abs_diff_vs_f64"),
+        worst.grad_norm,
+        stated("grad_norm_max_rel_diff_vs_f64"),
+        worst.lr,
+        worst.adapter,
+        stated("final_tensor_max_abs_diff_vs_f64")
     );
     assert!(worst.lr < 1e-12, "{name}: lr");
     assert!(worst.loss <= TIMES * stated("loss_max_abs_diff_vs_f64"), "{name}: loss {worst:?}");
-    assert!(worst.grad_norm <= TIMES * stated("grad_norm_max_rel_diff_vs_f64"), "{name}: grad norm {worst:?}");
+    assert!(
+        worst.grad_norm <= TIMES * stated("grad_norm_max_rel_diff_vs_f64"),
+        "{name}: grad norm {worst:?}"
+    );
     assert!(worst.adapter <= TIMES * stated("final_tensor_max_abs_diff_vs_f64"), "{name}: adapter {worst:?}");
 }
 
 /// Every variant in a fixture's folder.
 fn all_variants(fixture: &str, opened: &Opened, checkpointing: bool) {
     let folder = fixtures().join(fixture);
-    let mut variants: Vec<PathBuf> = std::fs::read_dir(&folder).expect("fixture").map(|entry| entry.expect("entry").path()).filter(|path| path.join("log.json").exists()).collect();
+    let mut variants: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("fixture")
+        .map(|entry| entry.expect("entry").path())
+        .filter(|path| path.join("log.json").exists())
+        .collect();
     variants.sort();
     assert!(!variants.is_empty(), "no variant under {}", folder.display());
     variants.iter().for_each(|variant| run(&folder, variant, opened, checkpointing));

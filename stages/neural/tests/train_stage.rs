@@ -51,9 +51,15 @@ fn every_method_learns_and_writes_what_the_next_stages_read() {
             }
         }
         let metrics = bench.metrics(method);
-        assert!(metrics[11]["eval_loss"].is_f64() && metrics[59]["eval_loss"].is_f64() && metrics[0].get("eval_loss").is_none());
+        assert!(
+            metrics[11]["eval_loss"].is_f64()
+                && metrics[59]["eval_loss"].is_f64()
+                && metrics[0].get("eval_loss").is_none()
+        );
         assert_eq!(metrics[9]["delta_direction"].as_f64().is_some(), method != "full");
-        assert!(bench.out(method).join("run.json").exists() && bench.out(method).join("summary.json").exists());
+        assert!(
+            bench.out(method).join("run.json").exists() && bench.out(method).join("summary.json").exists()
+        );
     }
 }
 
@@ -79,7 +85,10 @@ fn the_same_parameters_give_the_same_bytes() {
 fn a_run_stopped_again_and_again_ends_with_the_bytes_of_one_that_was_not() {
     let bench = Bench::new();
     for method in ["dora", "full"] {
-        let settings = with(lora(), json!({ "method": method, "dropout": 0.1, "max_steps": 120, "checkpoint_every": 7 }));
+        let settings = with(
+            lora(),
+            json!({ "method": method, "dropout": 0.1, "max_steps": 120, "checkpoint_every": 7 }),
+        );
         let whole = format!("{method}-whole");
         bench.run(&whole, &settings);
         let (stopped, mut random, mut stops) = (format!("{method}-stopped"), SplitMix64(4), 0);
@@ -117,7 +126,10 @@ fn child_of_the_killed_run() {
 #[test]
 fn a_run_killed_at_random_moments_ends_with_the_bytes_of_one_that_was_not() {
     let bench = Bench::new();
-    let settings = with(lora(), json!({ "method": "dora", "dropout": 0.1, "max_steps": 150, "save_every": 5, "checkpoint_every": 4 }));
+    let settings = with(
+        lora(),
+        json!({ "method": "dora", "dropout": 0.1, "max_steps": 150, "save_every": 5, "checkpoint_every": 4 }),
+    );
     bench.run("whole", &settings);
     let dir = bench.dir.path().join("killed");
     std::fs::create_dir(&dir).unwrap();
@@ -158,7 +170,10 @@ fn accumulation_equals_the_larger_batch() {
 fn checkpointing_changes_nothing() {
     let bench = Bench::new();
     for method in ["lora", "dora", "full"] {
-        let settings = with(lora(), json!({ "method": method, "dropout": if method == "full" { 0.0 } else { 0.2 }, "lr": 2e-3 }));
+        let settings = with(
+            lora(),
+            json!({ "method": method, "dropout": if method == "full" { 0.0 } else { 0.2 }, "lr": 2e-3 }),
+        );
         bench.run(&format!("{method}-plain"), &settings);
         bench.run(&format!("{method}-again"), &with(settings, json!({ "checkpointing": true })));
         close(&bench.losses(&format!("{method}-plain")), &bench.losses(&format!("{method}-again")), 1e-4);
@@ -183,11 +198,22 @@ fn training_goes_on_from_a_given_adapter() {
     let mut bench = Bench::new();
     bench.run("first", &with(lora(), json!({ "schedule": "constant" })));
     let before = bench.losses("first");
-    let adapter = contract::Artifact { label: "adapter".into(), path: bench.out("first").join("step-000024") };
+    let adapter =
+        contract::Artifact { label: "adapter".into(), path: bench.out("first").join("step-000024") };
     bench.inputs.0.insert("adapter".into(), vec![adapter]);
     bench.run("second", &lora());
-    assert!(bench.losses("second")[0] < before[0] - 0.05, "{} after {}", bench.losses("second")[0], before[0]);
-    let refused = bench.attempt("third", &with(lora(), json!({ "method": "dora" })), &AtomicBool::new(false), &Told::default());
+    assert!(
+        bench.losses("second")[0] < before[0] - 0.05,
+        "{} after {}",
+        bench.losses("second")[0],
+        before[0]
+    );
+    let refused = bench.attempt(
+        "third",
+        &with(lora(), json!({ "method": "dora" })),
+        &AtomicBool::new(false),
+        &Told::default(),
+    );
     assert!(refused.unwrap_err().message.contains("is a lora adapter"));
 }
 
@@ -198,7 +224,13 @@ fn lora_plus_moves_b_faster() {
     bench.run("plus", &with(lora(), json!({ "loraplus_ratio": 8.0 })));
     let norm = |name: &str| -> f64 {
         let adapter = Adapter::read(&bench.out(name).join("step-000010")).unwrap();
-        adapter.modules.values().flat_map(|module| &module.b).map(|&b| f64::from(b) * f64::from(b)).sum::<f64>().sqrt()
+        adapter
+            .modules
+            .values()
+            .flat_map(|module| &module.b)
+            .map(|&b| f64::from(b) * f64::from(b))
+            .sum::<f64>()
+            .sqrt()
     };
     assert!(norm("plus") > 2.0 * norm("plain"), "{} and {}", norm("plus"), norm("plain"));
 }
@@ -206,11 +238,20 @@ fn lora_plus_moves_b_faster() {
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint() {
     let bench = Bench::new();
-    let settings = with(lora(), json!({ "method": "full", "lr": 1e30, "max_grad_norm": 0.0, "checkpoint_every": 1, "warmup_steps": 3 }));
+    let settings = with(
+        lora(),
+        json!({ "method": "full", "lr": 1e30, "max_grad_norm": 0.0, "checkpoint_every": 1, "warmup_steps": 3 }),
+    );
     let error = bench.attempt("diverges", &settings, &AtomicBool::new(false), &Told::default()).unwrap_err();
     assert!(error.message.contains("at step"), "{error}");
     assert!(error.hint.unwrap().contains("the checkpoint after step"));
-    assert!(std::fs::read_dir(bench.work("diverges")).unwrap().any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with("state-")));
+    assert!(
+        std::fs::read_dir(bench.work("diverges")).unwrap().any(|entry| entry
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with("state-"))
+    );
 }
 
 #[test]
@@ -219,7 +260,8 @@ fn bad_data_is_refused_with_the_way_out() {
         let bench = Bench::with(train, &rows(2, 1));
         bench.attempt("run", &lora(), &AtomicBool::new(false), &Told::default()).unwrap_err()
     };
-    let set = |ids: Vec<u32>, prompt_len| TokenSet { rows: vec![TokenRow { ids, prompt_len }], mask_prompt: true };
+    let set =
+        |ids: Vec<u32>, prompt_len| TokenSet { rows: vec![TokenRow { ids, prompt_len }], mask_prompt: true };
     assert!(refused(&set(vec![1, 2, 40], 1)).message.contains("token 40"));
     assert!(refused(&set(vec![1, 2, 3], 3)).message.contains("no row"));
     assert!(refused(&set(vec![1; 65], 1)).message.contains("65 tokens"));
@@ -246,7 +288,8 @@ fn parameters_that_contradict_each_other_are_all_named() {
 fn the_preview_counts_parameters() {
     let bench = Bench::new();
     let notes = plan(&with(lora(), json!({ "method": "dora" }))).unwrap().preview(&bench.inputs).unwrap();
-    let told = bench.run("run", &with(lora(), json!({ "method": "dora", "max_steps": 1, "warmup_steps": 0 })));
+    let told =
+        bench.run("run", &with(lora(), json!({ "method": "dora", "max_steps": 1, "warmup_steps": 0 })));
     let counted = told.notes().into_iter().find(|note| note.starts_with("trains")).unwrap();
     assert!(counted.starts_with(&notes[0]), "`{}` and `{counted}`", notes[0]);
 }
@@ -255,13 +298,19 @@ fn the_preview_counts_parameters() {
 fn two_software_adapters_equal_one_with_the_doubled_batch() {
     for index in ["software:0", "software:1"] {
         if let Err(error) = neural::device::open(index, 0) {
-            assert!(std::env::var("PIPE_REQUIRE_TWO_ADAPTERS").as_deref() != Ok("1"), "PIPE_REQUIRE_TWO_ADAPTERS=1, and {error}");
+            assert!(
+                std::env::var("PIPE_REQUIRE_TWO_ADAPTERS").as_deref() != Ok("1"),
+                "PIPE_REQUIRE_TWO_ADAPTERS=1, and {error}"
+            );
             eprintln!("SKIPPED: {error}");
             return;
         }
     }
     let bench = Bench::with(&rows(45, 1), &rows(10, 2));
-    let settings = with(lora(), json!({ "method": "dora", "lr": 2e-3, "max_steps": 8, "device": "software", "devices": 2 }));
+    let settings = with(
+        lora(),
+        json!({ "method": "dora", "lr": 2e-3, "max_steps": 8, "device": "software", "devices": 2 }),
+    );
     bench.run("two", &settings);
     bench.run("one", &with(settings, json!({ "batch_size": 16, "devices": 1 })));
     close(&bench.losses("two"), &bench.losses("one"), 1e-4);

@@ -15,12 +15,23 @@ use crate::groups::Leaf;
 ///
 /// # Errors
 /// If a tensor's name is not one of PEFT's, or the disk says no.
-pub fn adapter(folder: &Path, config: &AdapterConfig, tensors: Vec<(Leaf, Vec<f32>)>) -> Result<(), StageError> {
+pub fn adapter(
+    folder: &Path,
+    config: &AdapterConfig,
+    tensors: Vec<(Leaf, Vec<f32>)>,
+) -> Result<(), StageError> {
     fs::create_dir_all(folder).map_err(at(folder))?;
     let mut adapter = Adapter { config: config.clone(), modules: std::collections::BTreeMap::new() };
     for (leaf, values) in tensors {
-        let (module, part) = part(&leaf.name).ok_or_else(|| StageError::new(format!("`{}` is not an adapter's tensor", leaf.name)))?;
-        let empty = || AdapterTensors { in_features: 0, out_features: 0, a: Vec::new(), b: Vec::new(), magnitude: None };
+        let (module, part) = part(&leaf.name)
+            .ok_or_else(|| StageError::new(format!("`{}` is not an adapter's tensor", leaf.name)))?;
+        let empty = || AdapterTensors {
+            in_features: 0,
+            out_features: 0,
+            a: Vec::new(),
+            b: Vec::new(),
+            magnitude: None,
+        };
         let tensors = adapter.modules.entry(module.to_owned()).or_insert_with(empty);
         match part {
             Part::A => (tensors.in_features, tensors.a) = (leaf.shape[1], values),
@@ -52,7 +63,12 @@ fn part(name: &str) -> Option<(&str, Part)> {
 ///
 /// # Errors
 /// If the disk says no.
-pub fn model(folder: &Path, base: &LlamaConfig, dtype: Dtype, tensors: Vec<(Leaf, Vec<f32>)>) -> Result<(), StageError> {
+pub fn model(
+    folder: &Path,
+    base: &LlamaConfig,
+    dtype: Dtype,
+    tensors: Vec<(Leaf, Vec<f32>)>,
+) -> Result<(), StageError> {
     fs::create_dir_all(folder).map_err(at(folder))?;
     let config = LlamaConfig { dtype, quantization: None, ..base.clone() };
     let plan = tensors.iter().map(|(leaf, _)| (leaf.name.clone(), dtype.stored(), leaf.shape.clone()));
@@ -74,7 +90,8 @@ pub fn publish(from: &Path, to: &Path) -> Result<(), StageError> {
         return fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop)).map_err(at(to));
     }
     fs::create_dir_all(to).map_err(at(to))?;
-    let mut names: Vec<_> = fs::read_dir(from).map_err(at(from))?.collect::<Result<_, _>>().map_err(at(from))?;
+    let mut names: Vec<_> =
+        fs::read_dir(from).map_err(at(from))?.collect::<Result<_, _>>().map_err(at(from))?;
     names.sort_by_key(fs::DirEntry::file_name);
     names.iter().try_for_each(|entry| publish(&entry.path(), &to.join(entry.file_name())))
 }

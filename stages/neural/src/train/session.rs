@@ -41,14 +41,20 @@ pub struct Session<'a> {
 impl<'a> Session<'a> {
     /// Starts, or goes on where a checkpoint was left.
     pub fn start(settings: &'a Settings, mut setup: Setup, ctx: &Context<'_>) -> Result<Self, StageError> {
-        let magnitudes = setup.trainer.tensors()?.into_iter().filter(|(leaf, _)| leaf.name.ends_with("_magnitude_vector"));
+        let magnitudes =
+            setup.trainer.tensors()?.into_iter().filter(|(leaf, _)| leaf.name.ends_with("_magnitude_vector"));
         let magnitudes = magnitudes.map(|(leaf, values)| (leaf.name, values)).collect();
         let trained: usize = setup.trainer.layouts().iter().map(|layout| layout.len).sum();
         let all = setup.config.parameters();
-        ctx.note(format!("trains {trained} parameters on a model of {all}; {} steps, {} an epoch", setup.total, setup.deal.epoch_steps()));
+        ctx.note(format!(
+            "trains {trained} parameters on a model of {all}; {} steps, {} an epoch",
+            setup.total,
+            setup.deal.epoch_steps()
+        ));
         let fingerprint = fingerprint(settings, &setup)?;
         let stored = State::newest(ctx.work(), &fingerprint)?;
-        let (step, bytes) = stored.as_ref().map_or((0, 0), |state| (state.manifest.step, state.manifest.metrics_bytes));
+        let (step, bytes) =
+            stored.as_ref().map_or((0, 0), |state| (state.manifest.step, state.manifest.metrics_bytes));
         forget_after(ctx.work(), step)?;
         if let Some(state) = stored {
             setup.trainer.restore(step, &state.slabs)?;
@@ -59,8 +65,21 @@ impl<'a> Session<'a> {
         }
         let metrics = Metrics::resume(ctx.work(), bytes)?;
         let heldout = (0..setup.heldout.rows.len()).collect::<Vec<_>>();
-        let heldout = heldout.chunks(settings.batch_size).map(|rows| batch::of_rows(&setup.heldout, rows, settings.pad_to_multiple_of)).collect();
-        Ok(Self { settings, setup, metrics, heldout, magnitudes, order: (u64::MAX, Vec::new()), first: None, last: None, fingerprint })
+        let heldout = heldout
+            .chunks(settings.batch_size)
+            .map(|rows| batch::of_rows(&setup.heldout, rows, settings.pad_to_multiple_of))
+            .collect();
+        Ok(Self {
+            settings,
+            setup,
+            metrics,
+            heldout,
+            magnitudes,
+            order: (u64::MAX, Vec::new()),
+            first: None,
+            last: None,
+            fingerprint,
+        })
     }
 
     /// All steps that are left.
@@ -73,7 +92,8 @@ impl<'a> Session<'a> {
             }
             let batches = self.batches(self.setup.trainer.steps() + 1);
             meter.tokens += batches.iter().flatten().map(Batch::tokens).sum::<usize>();
-            let report = self.setup.trainer.step(batches).map_err(|error| self.with_checkpoint(error, ctx))?;
+            let report =
+                self.setup.trainer.step(batches).map_err(|error| self.with_checkpoint(error, ctx))?;
             self.record(report, ctx)?;
             meter.tell(&report, self.setup.total, ctx);
             if report.step % self.settings.checkpoint_every == 0 || report.step == self.setup.total {
@@ -98,7 +118,14 @@ impl<'a> Session<'a> {
     /// The step's line in the metrics, with what is due at it.
     fn record(&mut self, report: Report, ctx: &Context<'_>) -> Result<(), StageError> {
         let (step, last) = (report.step, report.step == self.setup.total);
-        let mut record = Record { step, loss: report.loss, lr: report.lr, grad_norm: report.grad_norm, label_tokens: report.label_tokens, ..Record::default() };
+        let mut record = Record {
+            step,
+            loss: report.loss,
+            lr: report.lr,
+            grad_norm: report.grad_norm,
+            label_tokens: report.label_tokens,
+            ..Record::default()
+        };
         let every = self.settings.eval_every;
         if !self.heldout.is_empty() && every > 0 && (step % every == 0 || last) {
             let (sum, tokens) = self.setup.trainer.evaluate(&self.heldout)?;
@@ -107,7 +134,9 @@ impl<'a> Session<'a> {
         if last || due(self.settings, step) {
             if self.setup.adapter.is_some() {
                 let moved = self.setup.trainer.movement()?;
-                let mean = |pick: fn(&(String, f64, f64)) -> f64| moved.iter().map(pick).sum::<f64>() / moved.len().max(1) as f64;
+                let mean = |pick: fn(&(String, f64, f64)) -> f64| {
+                    moved.iter().map(pick).sum::<f64>() / moved.len().max(1) as f64
+                };
                 record.delta_magnitude = Some(mean(|module| module.1));
                 record.delta_direction = Some(mean(|module| module.2));
             }
@@ -135,14 +164,20 @@ impl<'a> Session<'a> {
         if step == 0 {
             return Ok(());
         }
-        let manifest = Manifest { step, metrics_bytes: self.metrics.sync()?, fingerprint: self.fingerprint.clone(), device: self.setup.device.clone() };
+        let manifest = Manifest {
+            step,
+            metrics_bytes: self.metrics.sync()?,
+            fingerprint: self.fingerprint.clone(),
+            device: self.setup.device.clone(),
+        };
         State { manifest, slabs: self.setup.trainer.save()? }.save(ctx.work())
     }
 
     /// Says which checkpoint is there when a step failed.
     fn with_checkpoint(&self, mut error: StageError, ctx: &Context<'_>) -> StageError {
         if let Ok(Some(state)) = State::newest(ctx.work(), &self.fingerprint) {
-            let kept = format!("the checkpoint after step {} is in `{}`", state.manifest.step, ctx.work().display());
+            let kept =
+                format!("the checkpoint after step {} is in `{}`", state.manifest.step, ctx.work().display());
             error.hint = Some(error.hint.map_or(kept.clone(), |hint| format!("{hint}; {kept}")));
         }
         error
@@ -151,7 +186,9 @@ impl<'a> Session<'a> {
     /// Fills the result.
     pub fn finish(&mut self, ctx: &Context<'_>) -> Result<(), StageError> {
         self.metrics.sync()?;
-        let steps: Vec<u64> = (1..=self.setup.total).filter(|&step| step == self.setup.total || due(self.settings, step)).collect();
+        let steps: Vec<u64> = (1..=self.setup.total)
+            .filter(|&step| step == self.setup.total || due(self.settings, step))
+            .collect();
         for &step in &steps {
             let name = step_dir(step);
             export::publish(&ctx.work().join(&name), &ctx.out().join(&name))?;
@@ -169,9 +206,17 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let now = self.setup.trainer.tensors()?;
-        let still: Vec<_> = now.iter().filter(|(leaf, values)| self.magnitudes.get(&leaf.name) == Some(values)).map(|(leaf, _)| leaf.name.as_str()).collect();
+        let still: Vec<_> = now
+            .iter()
+            .filter(|(leaf, values)| self.magnitudes.get(&leaf.name) == Some(values))
+            .map(|(leaf, _)| leaf.name.as_str())
+            .collect();
         if let Some(first) = still.first() {
-            ctx.warn(format!("{} of {} magnitudes did not move, `{first}` first: DoRA trained no more than a LoRA there", still.len(), self.magnitudes.len()));
+            ctx.warn(format!(
+                "{} of {} magnitudes did not move, `{first}` first: DoRA trained no more than a LoRA there",
+                still.len(),
+                self.magnitudes.len()
+            ));
         }
         Ok(())
     }
@@ -192,12 +237,16 @@ impl<'a> Session<'a> {
     fn table(&self, ctx: &Context<'_>) -> Result<Table, StageError> {
         let path = ctx.out().join(Metrics::FILE);
         let text = fs::read_to_string(&path).map_err(at(&path))?;
-        let figure = |line: Option<&str>, key: &str| -> Option<f64> { serde_json::from_str::<serde_json::Value>(line?).ok()?.get(key)?.as_f64() };
+        let figure = |line: Option<&str>, key: &str| -> Option<f64> {
+            serde_json::from_str::<serde_json::Value>(line?).ok()?.get(key)?.as_f64()
+        };
         let shown = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.4}"));
         let trained: usize = self.setup.trainer.layouts().iter().map(|layout| layout.len).sum();
         Ok(Table {
             title: "training".into(),
-            columns: ["method", "trained", "steps", "first loss", "last loss", "held-out loss"].map(str::to_owned).into(),
+            columns: ["method", "trained", "steps", "first loss", "last loss", "held-out loss"]
+                .map(str::to_owned)
+                .into(),
             rows: vec![vec![
                 self.settings.method.clone(),
                 trained.to_string(),
@@ -232,7 +281,11 @@ fn forget_after(work: &Path, step: u64) -> Result<(), StageError> {
     fs::create_dir_all(work).map_err(at(work))?;
     for entry in fs::read_dir(work).map_err(at(work))? {
         let path = entry.map_err(at(work))?.path();
-        let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("step-")).and_then(|number| number.parse::<u64>().ok());
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix("step-"))
+            .and_then(|number| number.parse::<u64>().ok());
         if number.is_some_and(|number| number > step) {
             fs::remove_dir_all(&path).map_err(at(&path))?;
         }
@@ -253,7 +306,12 @@ impl Meter {
             return;
         }
         let speed = self.tokens as f64 / passed.as_secs_f64().max(1e-9);
-        ctx.progress(report.step, total, "steps", &[("loss", report.loss), ("tokens/s", speed), ("lr", report.lr)]);
+        ctx.progress(
+            report.step,
+            total,
+            "steps",
+            &[("loss", report.loss), ("tokens/s", speed), ("lr", report.lr)],
+        );
         *self = Self { since: Instant::now(), tokens: 0 };
     }
 }

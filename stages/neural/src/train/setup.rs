@@ -7,6 +7,7 @@ use formats::adapter::{Adapter, AdapterConfig};
 use formats::config::LlamaConfig;
 use formats::run::Method;
 use formats::tokens::TokenSet;
+use formats::weights::Weights;
 
 use super::Settings;
 use crate::batch::{self, Deal};
@@ -33,6 +34,8 @@ pub struct Setup {
     pub total: u64,
     /// Where it computes.
     pub device: String,
+    /// Digest of the base's weights.
+    pub base_digest: String,
 }
 
 /// Reads, checks, loads.
@@ -69,7 +72,22 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     let trainer = Trainer::new(team, settings.options(total))?;
     fits(&trainer, &opened)?;
     let device = opened.iter().map(|opened| opened.label.clone()).collect::<Vec<_>>().join(" + ");
-    Ok(Setup { trainer, config, adapter, train, heldout, deal, total, device })
+    let base_digest = digest(&model)?;
+    Ok(Setup { trainer, config, adapter, train, heldout, deal, total, device, base_digest })
+}
+
+/// BLAKE3 over names and bytes of a model's tensors, in the order of their names.
+fn digest(model: &Path) -> Result<String, StageError> {
+    let weights = Weights::open(model)?;
+    let mut names: Vec<&str> = weights.names().collect();
+    names.sort_unstable();
+    let mut hasher = blake3::Hasher::new();
+    for name in names {
+        let bytes = weights.bytes(name)?;
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn opened_label(index: usize) -> String {
@@ -77,19 +95,32 @@ fn opened_label(index: usize) -> String {
 }
 
 /// Optimizer steps of the whole run.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive number of steps; too many saturate")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a positive number of steps; too many saturate"
+)]
 fn steps(settings: &Settings, epoch_steps: u64) -> u64 {
-    if settings.max_steps > 0 { settings.max_steps } else { ((epoch_steps as f64 * settings.epochs).ceil() as u64).max(1) }
+    if settings.max_steps > 0 {
+        settings.max_steps
+    } else {
+        ((epoch_steps as f64 * settings.epochs).ceil() as u64).max(1)
+    }
 }
 
 /// Both splits, checked against the model. Rows without a label are left out.
 fn rows(data: &Path, config: &LlamaConfig, ctx: &Context<'_>) -> Result<(TokenSet, TokenSet), StageError> {
-    let path = data.join("train.safetensors");
+    let path = data.join(TokenSet::TRAIN);
     let mut train = TokenSet::read(&path)?;
-    let heldout = data.join("heldout.safetensors");
-    let mut held = if heldout.exists() { TokenSet::read(&heldout)? } else { TokenSet { rows: Vec::new(), mask_prompt: train.mask_prompt } };
+    let heldout = data.join(TokenSet::HELDOUT);
+    let mut held = if heldout.exists() {
+        TokenSet::read(&heldout)?
+    } else {
+        TokenSet { rows: Vec::new(), mask_prompt: train.mask_prompt }
+    };
     if train.rows.is_empty() {
-        return Err(StageError::new(format!("`{}` has no rows", path.display())).hint("look at the dataset of the tokenize stage"));
+        return Err(StageError::new(format!("`{}` has no rows", path.display()))
+            .hint("look at the dataset of the tokenize stage"));
     }
     for (set, what) in [(&mut train, "training"), (&mut held, "held-out")] {
         check_ids(set, what, config)?;
@@ -97,7 +128,10 @@ fn rows(data: &Path, config: &LlamaConfig, ctx: &Context<'_>) -> Result<(TokenSe
         let mask = set.mask_prompt;
         set.rows.retain(|row| row.ids.len() > if mask { row.prompt_len.max(1) } else { 1 });
         if set.rows.len() < all {
-            ctx.warn(format!("{} of {all} {what} rows have no token to predict (the answer was cut off) and are left out", all - set.rows.len()));
+            ctx.warn(format!(
+                "{} of {all} {what} rows have no token to predict (the answer was cut off) and are left out",
+                all - set.rows.len()
+            ));
         }
     }
     if train.rows.is_empty() {
@@ -111,8 +145,10 @@ fn check_ids(set: &TokenSet, what: &str, config: &LlamaConfig) -> Result<(), Sta
     let vocab = config.vocab_size;
     for (number, row) in set.rows.iter().enumerate() {
         if let Some(id) = row.ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(StageError::new(format!("{what} row {number} holds token {id}, and the model's vocabulary has {vocab}"))
-                .hint("tokenize with the model's own tokenizer: the `tokenizer` input of the tokenize stage"));
+            return Err(StageError::new(format!(
+                "{what} row {number} holds token {id}, and the model's vocabulary has {vocab}"
+            ))
+            .hint("tokenize with the model's own tokenizer: the `tokenizer` input of the tokenize stage"));
         }
         if row.ids.len() > config.max_position_embeddings {
             return Err(StageError::new(format!(
@@ -158,8 +194,12 @@ fn start(settings: &Settings, config: &LlamaConfig, ctx: &Context<'_>) -> Result
             adapter.check(config)?;
             if adapter.config.dora != (method == Method::Dora) {
                 let found = if adapter.config.dora { "dora" } else { "lora" };
-                return Err(StageError::new(format!("`{}` is a {found} adapter, and `method` is `{}`", path.display(), settings.method))
-                    .hint(format!("`method = \"{found}\"`")));
+                return Err(StageError::new(format!(
+                    "`{}` is a {found} adapter, and `method` is `{}`",
+                    path.display(),
+                    settings.method
+                ))
+                .hint(format!("`method = \"{found}\"`")));
             }
             ctx.note(format!("starts from the given adapter: rank {}, alpha {}; `rank`, `alpha` and `target_modules` are its own", adapter.config.rank, adapter.config.alpha));
             Ok(Start::From(adapter))
@@ -182,7 +222,14 @@ fn open(settings: &Settings, ctx: &Context<'_>) -> Result<Vec<Opened>, StageErro
     Ok(all)
 }
 
-fn build(model: &Path, opened: &Opened, start: Start, seed: u64, checkpointing: bool, probe: Option<batch::Batch>) -> Result<Replica, StageError> {
+fn build(
+    model: &Path,
+    opened: &Opened,
+    start: Start,
+    seed: u64,
+    checkpointing: bool,
+    probe: Option<batch::Batch>,
+) -> Result<Replica, StageError> {
     let mut llama = match start {
         Start::Whole => Llama::load_dequantized(model, &opened.device)?,
         _ => Llama::load(model, &opened.device)?,
@@ -204,7 +251,10 @@ fn build(model: &Path, opened: &Opened, start: Start, seed: u64, checkpointing: 
 
 fn logits(llama: &Llama, batch: &batch::Batch) -> Result<Vec<f32>, StageError> {
     use burn::tensor::{Int, Tensor, TensorData};
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(batch.ids.clone(), [batch.rows, batch.length]), &llama.device);
+    let ids = Tensor::<2, Int>::from_data(
+        TensorData::new(batch.ids.clone(), [batch.rows, batch.length]),
+        &llama.device,
+    );
     device::read(llama.forward(ids, &llama.mask(batch.length)?))
 }
 
@@ -215,16 +265,24 @@ fn changes_nothing(before: &[f32], after: &[f32]) -> Result<(), StageError> {
     if change <= 1e-5 * largest.max(1.0) {
         return Ok(());
     }
-    Err(StageError::new(format!("a fresh adapter changes the model's logits by {change:e} (the largest is {largest:e})"))
-        .hint("the device computes wrongly, or the model's weights are not finite; try `device = \"cpu\"`"))
+    Err(StageError::new(format!(
+        "a fresh adapter changes the model's logits by {change:e} (the largest is {largest:e})"
+    ))
+    .hint("the device computes wrongly, or the model's weights are not finite; try `device = \"cpu\"`"))
 }
 
 /// A group's vector must fit into one tensor.
 fn fits(trainer: &Trainer, opened: &[Opened]) -> Result<(), StageError> {
-    let limit = opened.iter().map(|opened| opened.binding_bytes).min().unwrap_or(u64::MAX);
+    let limit = opened.iter().map(|opened| device::binding_bytes(&opened.device)).min().unwrap_or(u64::MAX);
     match trainer.layouts().iter().find(|layout| layout.len as u64 * 4 > limit) {
         None => Ok(()),
-        Some(layout) => Err(StageError::new(format!("the trained tensors of `{}` take {} bytes, and the device's largest tensor may have {limit}", layout.name, layout.len * 4))
-            .hint("train an adapter instead of the whole model, with a smaller `rank`, or take `device = \"cpu\"`")),
+        Some(layout) => Err(StageError::new(format!(
+            "the trained tensors of `{}` take {} bytes, and the device's largest tensor may have {limit}",
+            layout.name,
+            layout.len * 4
+        ))
+        .hint(
+            "train an adapter instead of the whole model, with a smaller `rank`, or take `device = \"cpu\"`",
+        )),
     }
 }

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-use contract::{Artifact, Config, ConfigError, Context, Default, Event, Inputs, Job, Reporter, Stage, StageError};
+use contract::{
+    Artifact, Config, ConfigError, Context, Default, Event, Inputs, Job, Reporter, Stage, StageError,
+};
 use formats::config::LlamaConfig;
 use formats::tokens::{TokenRow, TokenSet};
 use formats::weights::{self, Tensor};
@@ -28,7 +30,13 @@ pub fn write_model(dir: &Path) {
     let mut random = SplitMix64(3);
     let tensors = config.tensors().into_iter().map(|(name, shape)| {
         let n = shape.iter().product();
-        let values = (0..n).map(|_| if shape.len() == 1 { 1.0 } else { ((random.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 0.3 });
+        let values = (0..n).map(|_| {
+            if shape.len() == 1 {
+                1.0
+            } else {
+                ((random.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 0.3
+            }
+        });
         Tensor::f32(name.clone(), shape.clone(), values.collect::<Vec<_>>())
     });
     weights::save(&dir.join("model.safetensors"), tensors.collect(), &[]).unwrap();
@@ -91,12 +99,18 @@ impl Reporter for Told {
 impl Told {
     pub fn warnings(&self) -> Vec<String> {
         let events = self.0.lock().unwrap();
-        events.iter().filter_map(|event| if let Event::Warning { text } = event { Some(text.clone()) } else { None }).collect()
+        events
+            .iter()
+            .filter_map(|event| if let Event::Warning { text } = event { Some(text.clone()) } else { None })
+            .collect()
     }
 
     pub fn notes(&self) -> Vec<String> {
         let events = self.0.lock().unwrap();
-        events.iter().filter_map(|event| if let Event::Note { text } = event { Some(text.clone()) } else { None }).collect()
+        events
+            .iter()
+            .filter_map(|event| if let Event::Note { text } = event { Some(text.clone()) } else { None })
+            .collect()
     }
 }
 
@@ -115,7 +129,9 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         write_model(&dir.path().join("model"));
         write_data(&dir.path().join("data"), train, heldout);
-        let inputs = ["model", "data"].map(|name| (name.to_owned(), vec![Artifact { label: name.into(), path: dir.path().join(name) }]));
+        let inputs = ["model", "data"].map(|name| {
+            (name.to_owned(), vec![Artifact { label: name.into(), path: dir.path().join(name) }])
+        });
         Self { inputs: Inputs(inputs.into()), dir }
     }
 
@@ -128,7 +144,13 @@ impl Bench {
     }
 
     /// One attempt; `out` is empty before it, `work` as it was left.
-    pub fn attempt(&self, name: &str, given: &Value, stop: &AtomicBool, told: &Told) -> Result<(), StageError> {
+    pub fn attempt(
+        &self,
+        name: &str,
+        given: &Value,
+        stop: &AtomicBool,
+        told: &Told,
+    ) -> Result<(), StageError> {
         attempt(&self.inputs, &self.dir.path().join(name), given, stop, told)
     }
 
@@ -148,7 +170,13 @@ impl Bench {
     }
 }
 
-pub fn attempt(inputs: &Inputs, dir: &Path, given: &Value, stop: &AtomicBool, told: &Told) -> Result<(), StageError> {
+pub fn attempt(
+    inputs: &Inputs,
+    dir: &Path,
+    given: &Value,
+    stop: &AtomicBool,
+    told: &Told,
+) -> Result<(), StageError> {
     let (out, work) = (dir.join("out"), dir.join("work"));
     if out.exists() {
         std::fs::remove_dir_all(&out).unwrap();
