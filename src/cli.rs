@@ -4,20 +4,34 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::error::{Error, Exit};
+use crate::exec::exec_stage;
 use crate::registry::Registry;
 
 pub mod args;
 mod completions;
 mod dag;
 mod devices;
+mod explain;
+mod export;
+mod gc;
 mod init;
+mod logs;
+mod plan;
+mod run;
+mod runs;
 mod schema;
+mod session;
+mod show;
 mod stages;
+mod status;
+mod table;
+mod verify;
 
 use args::{Cli, Color, Command};
 
@@ -42,13 +56,25 @@ pub fn run(args: impl IntoIterator<Item = OsString>, registry: &Registry) -> Exi
 }
 
 fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
+    let globals = &cli.globals;
     match &cli.command {
-        Command::Stages(args) => stages::run(args, registry),
+        Command::Run(args) => run::run(args, globals, registry),
+        Command::Plan(args) => plan::run(args, globals, registry),
+        Command::Explain(args) => explain::run(args, globals, registry),
+        Command::Status(args) => status::run(args, globals, registry),
         Command::Dag(args) => dag::run(args, registry),
+        Command::Logs(args) => logs::run(args, globals, registry),
+        Command::Export(args) => export::run(args, globals, registry),
+        Command::Runs(args) => runs::run(args, globals),
+        Command::Show(args) => show::run(args, globals),
+        Command::Gc(args) => gc::run(args, globals),
+        Command::Verify(args) => verify::run(args, globals),
+        Command::Stages(args) => stages::run(args, registry),
         Command::Devices(args) => devices::run(args, registry),
         Command::Schema => schema::run(registry),
         Command::Init(args) => init::run(args, registry),
         Command::Completions(args) => completions::run(args),
+        Command::ExecStage(args) => exec_stage(Path::new(&args.job), registry),
         Command::ProbeDevices => devices::probe(registry),
     }
 }

@@ -4,13 +4,25 @@
 //! backend, and no kind's name outside [`registry`].
 //!
 //! * [`pipeline`]: TOML text → stage instances; [`graph`]: what needs what.
+//! * [`key`]: what makes two runs the same; [`store`]: results by key; [`digest`]: content by hash.
+//! * [`schedule`]: what comes next; [`plan`]: the same without doing it; [`runner`]: doing it.
+//! * [`executor`]: a stage as a child process; [`exec`]: that child's side; [`progress`]: telling.
 //! * [`registry`]: the one list of stage kinds; [`schema`]: the JSON Schema generated from it.
 //! * [`cli`]: the commands; [`error`]: how they say no.
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod digest;
 pub mod error;
+pub mod exec;
+pub mod executor;
 pub mod graph;
+pub mod key;
 pub mod pipeline;
+pub mod plan;
+pub mod progress;
 pub mod registry;
+pub mod runner;
+pub mod schedule;
 pub mod schema;
+pub mod store;

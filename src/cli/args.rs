@@ -81,6 +81,26 @@ pub enum Check {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a pipeline: everything that is not stored yet
+    Run(Run),
+    /// Say what would run, and why
+    Plan(Plan),
+    /// Say what makes a stage's run the one it is, and what changed since the last
+    Explain(Explain),
+    /// Say where each stage stands
+    Status(Status),
+    /// Print what a stage said when it last ran
+    Logs(Logs),
+    /// Put a stage's output into a folder
+    Export(Export),
+    /// List what was run
+    Runs(Runs),
+    /// Describe one run
+    Show(Show),
+    /// Free what the last runs did not use
+    Gc(Gc),
+    /// Hash every byte of the store
+    Verify(Verify),
     /// List stage kinds, or describe one
     Stages(Stages),
     /// Draw what needs what
@@ -96,6 +116,9 @@ pub enum Command {
     /// Lists adapters in a process of its own, since drivers may crash.
     #[command(hide = true)]
     ProbeDevices,
+    /// Runs one stage: the child's side of `run`.
+    #[command(hide = true)]
+    ExecStage(ExecStage),
 }
 
 /// `pipe run`

@@ -20,10 +20,8 @@ pub struct Mismatch {
 
 /// The value as JSON; `None` if it was already reported as unusable.
 pub fn value(ty: &Type, node: &Node) -> Result<Option<Value>, Mismatch> {
-    if has_bad(&node.datum) {
-        return Ok(None);
-    }
-    fit(ty, node).map(Some)
+    let value = fit(ty, node)?;
+    Ok((!has_bad(&node.datum)).then_some(value))
 }
 
 /// The error about the value `node` of `what` (`` `rank` in stage `train` ``).
@@ -45,6 +43,8 @@ pub fn error(what: &str, node: &Node, mismatch: Mismatch) -> Diagnostic {
 fn fit(ty: &Type, node: &Node) -> Result<Value, Mismatch> {
     let datum = &node.datum;
     match (*ty, datum) {
+        // Reported already; what stands beside it in a list is still looked at.
+        (_, Datum::Bad) => Ok(Value::Null),
         (Type::Bool, Datum::Bool(value)) => Ok(Value::from(*value)),
         (Type::Int { min, max }, Datum::Int(value)) if (min..=max).contains(value) => Ok(Value::from(*value)),
         (Type::Float { min, max }, Datum::Float(value)) => float(min, max, *value).ok_or_else(|| mismatch(ty, node)),

@@ -183,10 +183,14 @@ fn read_kind(node: &Node, registry: &Registry, errors: &mut Vec<Diagnostic>) -> 
     let found = registry.get(name);
     if found.is_none() {
         let known = || registry.stages.iter().map(|stage| stage.kind());
-        let help = near::did_you_mean(name, known());
-        let help = help.unwrap_or_else(|| format!("the kinds are {}", near::list(known())));
-        let error = Diagnostic::new(format!("unknown kind `{name}`"), node.span.clone(), "").help(help);
-        errors.push(node.with_via(error).help_if(registry.missing.map(str::to_owned)));
+        let error = Diagnostic::new(format!("unknown kind `{name}`"), node.span.clone(), "");
+        let error = match near::did_you_mean(name, known()) {
+            Some(help) => error.help(help),
+            None => error
+                .help(format!("the kinds are {}", near::list(known())))
+                .help_if(registry.missing.map(str::to_owned)),
+        };
+        errors.push(node.with_via(error));
     }
     found
 }
