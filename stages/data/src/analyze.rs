@@ -145,13 +145,14 @@ impl Settings {
         report.write_json(&ctx.out().join("analysis.json"))?;
         report.write_csv(&ctx.out().join("analysis.csv"))?;
         for module in &self.modules {
+            let heading = format!("{module}: change of magnitude and direction");
             let panels: Vec<_> = runs.iter().map(|run| report.panel(run, module)).collect();
             for (run, panel) in runs.iter().zip(&panels) {
                 let base = ctx.out().join(format!("{module}-{}", run.file_name()));
-                figures::write(&base, module, std::slice::from_ref(panel))?;
+                figures::write(&base, &heading, std::slice::from_ref(panel))?;
             }
             if panels.len() > 1 {
-                figures::write(&ctx.out().join(module), module, &panels)?;
+                figures::write(&ctx.out().join(module), &heading, &panels)?;
             }
         }
         ctx.summary(&report.table())

@@ -30,3 +30,23 @@ pub const STAGES: &[&dyn contract::Stage] = &[
     &analyze::Analyze,
     &command::Command,
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::path::Path;
+
+    use super::STAGES;
+
+    #[test]
+    fn every_kind_has_the_file_of_its_name_and_parameters_of_different_names() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut kinds = HashSet::new();
+        for stage in STAGES {
+            assert!(source.join(format!("{}.rs", stage.kind())).exists(), "{}", stage.kind());
+            assert!(kinds.insert(stage.kind()), "{} comes twice", stage.kind());
+            let names: HashSet<&str> = stage.params().iter().map(|param| param.name).collect();
+            assert_eq!(names.len(), stage.params().len(), "{}", stage.kind());
+        }
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! As Hugging Face's Llama does it: the tokenizer's own leading tokens (`<s>`), then prompt and
 //! answer encoded in one piece, cut on the right, then the end-of-sequence token if it still fits.
-//! The split is that of `datasets.train_test_split` with the same seed, unless the data set brings
+//! Text that spells a special token (`</s>`) becomes that token, also as in Hugging Face. The split
+//! is that of `datasets.train_test_split` with the same seed, unless the data set brings
 //! its own held-out part. What was made of the rows can be read in `samples.txt`.
 //!
 //! Version log: 1 first.

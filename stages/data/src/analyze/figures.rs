@@ -46,7 +46,9 @@ const HEADING: i32 = 44;
 const PNG_SCALE: i32 = 2;
 const OVERSAMPLING: i32 = 2;
 /// More layers than this get a colour bar instead of a list.
-const LISTED_LAYERS: usize = 12;
+const LISTED_LAYERS: usize = 10;
+/// Of more checkpoints than this the legend names some, evenly.
+const LISTED_STEPS: usize = 10;
 
 const INK: RGBColor = RGBColor(45, 45, 50);
 const FAINT: RGBColor = RGBColor(225, 225, 230);
@@ -349,7 +351,7 @@ where
     y += 14;
     root.draw(&text("checkpoint".to_owned(), x, y))?;
     y += 20;
-    for &step in &key.steps {
+    for &step in key.steps.iter().step_by(key.steps.len().div_ceil(LISTED_STEPS).max(1)) {
         draw_marker(root, ((x + 8) * scale, y * scale), key.shape(step), LINE, scale)?;
         root.draw(&text(format!("step {step}"), x + 22, y))?;
         y += 18;

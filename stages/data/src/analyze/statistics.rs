@@ -146,6 +146,7 @@ pub fn correlation(points: &[(f64, f64)]) -> Correlation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     fn close(found: f64, expected: f64) {
         assert!((found - expected).abs() <= 1e-12 * expected.abs().max(1e-3), "{found} is not {expected}");
@@ -181,6 +182,37 @@ mod tests {
         let with_magnitude = Moved::Adapter { a: &a, b: &b, scale, magnitude: Some(&[0.0, 0.0]) };
         let norms: f64 = [5.25_f64, 1.625].iter().map(|square| square.sqrt()).sum();
         close(change(&base, [2, 3], with_magnitude).magnitude, norms / 2.0);
+    }
+
+    proptest::proptest! {
+        /// The equations as they are written, over matrices that exist.
+        #[test]
+        fn the_row_formulas_are_the_paper_s_equations(
+            seed in 0_u64..1000, rows in 1_usize..6, columns in 1_usize..9, rank in 1_usize..4,
+        ) {
+            let mut random = Random::new(seed);
+            let mut draw = |count: usize| (0..count).map(|_| random.normal() as f32).collect::<Vec<f32>>();
+            let (w, a, b) = (draw(rows * columns), draw(rank * columns), draw(rows * rank));
+            let scale = 0.5;
+            let v: Vec<f64> = (0..rows * columns)
+                .map(|i| {
+                    let ba = |k: usize| f64::from(b[i / columns * rank + k]) * f64::from(a[k * columns + i % columns]);
+                    f64::from(w[i]) + scale * (0..rank).map(ba).sum::<f64>()
+                })
+                .collect();
+            let (mut dm, mut dd) = (0.0, 0.0);
+            for (w, v) in w.chunks(columns).zip(v.chunks(columns)) {
+                let dot: f64 = w.iter().zip(v).map(|(&w, v)| f64::from(w) * v).sum();
+                let before = w.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
+                let after = v.iter().map(|v| v * v).sum::<f64>().sqrt();
+                dm += (after - before).abs() / rows as f64;
+                dd += (1.0 - dot / (before * after)) / rows as f64;
+            }
+            let adapter = Moved::Adapter { a: &a, b: &b, scale, magnitude: None };
+            let found = change(&w, [rows, columns], adapter);
+            proptest::prop_assert!((found.magnitude - dm).abs() < 1e-12 * (1.0 + dm), "{} {dm}", found.magnitude);
+            proptest::prop_assert!((found.direction - dd).abs() < 1e-12, "{} {dd}", found.direction);
+        }
     }
 
     #[test]

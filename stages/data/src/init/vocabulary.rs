@@ -172,6 +172,19 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// `▁` stands for a space, as in Llama, and the special tokens' names are those tokens.
+        #[test]
+        fn any_generated_text_comes_back(text in "[^▁<]{0,40}") {
+            thread_local!(static TOKENIZER: Tokenizer = trained());
+            let back = TOKENIZER.with(|tokenizer| {
+                let ids = tokenizer.encode(text.as_str(), true).unwrap();
+                tokenizer.decode(ids.get_ids(), true).unwrap()
+            });
+            proptest::prop_assert_eq!(back, text);
+        }
+    }
+
     #[test]
     fn special_tokens_and_bytes_have_their_places() {
         let tokenizer = trained();
