@@ -24,6 +24,8 @@ pub struct Planned {
     pub verdict: Verdict,
     /// Its key, if its inputs are known.
     pub key: Option<StageKey>,
+    /// What its key is made of, if its inputs are known.
+    pub fields: Option<KeyFields>,
     /// Its stored result, if it is cached.
     pub action: Option<Action>,
 }
@@ -83,17 +85,17 @@ fn judge(
         let mut names: Vec<String> = unknown.map(|input| input.producer.0.clone()).collect();
         names.dedup();
         let verdict = Verdict::MayRun(names.iter().map(|name| format!("`{name}` is made anew")).collect());
-        return Ok(Planned { id, verdict, key: None, action: None });
+        return Ok(Planned { id, verdict, key: None, fields: None, action: None });
     };
     let key = Some(fields.key());
     let why = if forced {
         vec!["asked for with `--force`".to_owned()]
     } else if let Some(action) = store.lookup(&fields.key())? {
-        return Ok(Planned { id, verdict: Verdict::Cached, key, action: Some(action) });
+        return Ok(Planned { id, verdict: Verdict::Cached, key, fields: Some(fields), action: Some(action) });
     } else {
         reasons(store, pipeline, instance, &fields)
     };
-    Ok(Planned { id, verdict: Verdict::WillRun(why), key, action: None })
+    Ok(Planned { id, verdict: Verdict::WillRun(why), key, fields: Some(fields), action: None })
 }
 
 /// Why a stage with these fields must run.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use contract::Event;
 use serde::Serialize;
 
+use crate::error::Exit;
 use crate::pipeline::StageId;
 use crate::schedule::State;
 
@@ -67,13 +68,16 @@ pub struct Failure {
     pub log: Option<PathBuf>,
     /// The log's last lines.
     pub tail: Vec<String>,
+    /// The exit code that it leads to.
+    #[serde(skip)]
+    pub exit: Exit,
 }
 
 impl Failure {
     /// A failure that left no log.
     #[must_use]
     pub fn new(message: String, hint: Option<String>) -> Self {
-        Self { message, hint, log: None, tail: Vec::new() }
+        Self { message, hint, log: None, tail: Vec::new(), exit: Exit::Failed }
     }
 
     /// The lines that tell it.

@@ -90,7 +90,7 @@ impl Attempt<'_> {
                     });
                     return Ok((Ending::Done, Some(Box::new(action.map_err(failed)?))));
                 }
-                Ended::Failed { message, hint } => Failure { message, hint, log: Some(log.clone()), tail: tail(&log) },
+                Ended::Failed { message, hint } => Failure { log: Some(log.clone()), tail: tail(&log), ..Failure::new(message, hint) },
             };
             if attempt >= self.instance.retries {
                 return Err(why);
@@ -176,7 +176,7 @@ impl Attempt<'_> {
 }
 
 fn failed(error: Error) -> Failure {
-    Failure::new(error.message, error.hint)
+    Failure { exit: error.exit, ..Failure::new(error.message, error.hint) }
 }
 
 /// The last lines of a log.

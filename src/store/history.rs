@@ -63,6 +63,20 @@ impl Store {
         Action::from_text(&fs::read_to_string(self.action_path(key)).ok()?)
     }
 
+    /// Whether some process makes what `key` stands for right now.
+    #[must_use]
+    pub fn is_running(&self, key: &StageKey) -> bool {
+        let lock = fs::File::open(self.root.join("locks").join(key.to_string()));
+        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+    }
+
+    /// Whether an attempt that did not finish left something to go on from.
+    #[must_use]
+    pub fn has_work(&self, key: &StageKey) -> bool {
+        let folder = fs::read_dir(self.root.join("work").join(key.to_string()));
+        folder.is_ok_and(|mut entries| entries.next().is_some())
+    }
+
     /// Notes a run.
     ///
     /// # Errors

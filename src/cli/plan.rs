@@ -1,0 +1,64 @@
+//! `pipe plan` and `pipe run --dry-run`: what would run, and why.
+
+use serde_json::json;
+
+use super::args::{Globals, Plan};
+use super::session::Session;
+use super::table::align;
+use super::{print, print_json};
+use crate::error::{Error, Exit};
+use crate::plan::{Planned, Verdict, plan};
+use crate::registry::Registry;
+
+/// Runs the command.
+pub fn run(args: &Plan, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
+    let session = Session::open(&args.file, &args.selection, args.force, args.check, globals, registry)?;
+    let planned = plan(&session.pipeline, &session.store, &session.options)?;
+    if args.json {
+        print_json(&document(&planned))?;
+    } else {
+        print(&text(&planned))?;
+    }
+    let work = planned.iter().any(|stage| stage.verdict != Verdict::Cached);
+    Ok(if args.exit_code && work { Exit::WorkFound } else { Exit::Ok })
+}
+
+/// One JSON object a stage.
+pub fn document(planned: &[Planned]) -> serde_json::Value {
+    let stage = |stage: &Planned| {
+        let (verdict, why) = answer(&stage.verdict);
+        let key = stage.key.map(|key| key.to_string());
+        json!({"stage": stage.id.0, "verdict": verdict.replace(' ', "_"), "why": why, "key": key})
+    };
+    json!({"version": 1, "stages": planned.iter().map(stage).collect::<Vec<_>>()})
+}
+
+/// A line a stage, its reasons behind it, and a line with the figures.
+pub fn text(planned: &[Planned]) -> String {
+    let mut rows = Vec::new();
+    for stage in planned {
+        let (verdict, why) = answer(&stage.verdict);
+        let mut why = why.iter();
+        let first = why.next().cloned().unwrap_or_default();
+        rows.push(vec![stage.id.0.clone(), verdict.to_owned(), first]);
+        rows.extend(why.map(|reason| vec![String::new(), String::new(), reason.clone()]));
+    }
+    let count = |name: &str| planned.iter().filter(|stage| answer(&stage.verdict).0 == name).count();
+    let figures = format!(
+        "{} stages: {} cached, {} will run, {} may run\n",
+        planned.len(),
+        count("cached"),
+        count("will run"),
+        count("may run")
+    );
+    align(&rows, "") + "\n" + &figures
+}
+
+/// The verdict in two words, and its reasons.
+pub fn answer(verdict: &Verdict) -> (&'static str, &[String]) {
+    match verdict {
+        Verdict::Cached => ("cached", &[]),
+        Verdict::WillRun(why) => ("will run", why),
+        Verdict::MayRun(why) => ("may run", why),
+    }
+}

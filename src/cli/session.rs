@@ -1,0 +1,120 @@
+//! What the commands over a pipeline have in common: the file, the chosen stages, the store, the pools.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+
+use contract::Pool;
+
+use super::args::{Check, File, Globals, Selection};
+use crate::error::Error;
+use crate::graph::{Graph, select};
+use crate::pipeline::Pipeline;
+use crate::plan::{Verdict, plan};
+use crate::registry::Registry;
+use crate::runner::Options;
+use crate::store::{self, Store};
+
+/// How many transfers run side by side where `[pools]` says nothing.
+const NETWORK: usize = 4;
+
+/// A pipeline cut down to the stages that take part, and the store they are in.
+pub struct Session {
+    /// The stages that take part.
+    pub pipeline: Pipeline,
+    /// The store.
+    pub store: Store,
+    /// Frozen and forced stages; pools without `gpu`.
+    pub options: Options,
+}
+
+impl Session {
+    /// Reads the pipeline first, so that a file that is wrong leaves no store behind.
+    pub fn open(
+        file: &File,
+        selection: &Selection,
+        force: bool,
+        check: Check,
+        globals: &Globals,
+        registry: &Registry,
+    ) -> Result<Self, Error> {
+        let whole = Pipeline::load(&file.pipeline, &file.set, registry)?;
+        let graph = Graph::new(&whole)?;
+        let named = selection.until.iter().chain(&selection.only);
+        let mut targets = Vec::new();
+        for name in named {
+            targets.extend(select(&whole, name)?);
+        }
+        let everything = targets.is_empty();
+        let taking_part =
+            if everything { vec![true; whole.instances.len()] } else { graph.needed_by(&targets) };
+        let is_target = |index: usize| everything || targets.contains(&index);
+        let chosen: Vec<usize> = (0..whole.instances.len()).filter(|&index| taking_part[index]).collect();
+        let options = Options {
+            frozen: chosen.iter().map(|&index| !selection.only.is_empty() && !is_target(index)).collect(),
+            forced: chosen.iter().map(|&index| force && is_target(index)).collect(),
+            pools: pools(&whole),
+            ..Options::default()
+        };
+        let instances = chosen.iter().map(|&index| whole.instances[index].clone()).collect();
+        let check = match check {
+            Check::Stat => store::Check::Stat,
+            Check::Full => store::Check::Full,
+        };
+        let store = Store::open(&globals.store, check)?;
+        Ok(Self { pipeline: Pipeline { instances, ..whole }, store, options })
+    }
+
+    /// The same for commands that ask about one stage: it and what it needs. The stage's instances are
+    /// the last to be named in the answer.
+    pub fn of_stage(file: &File, stage: &str, globals: &Globals, registry: &Registry) -> Result<(Self, Vec<usize>), Error> {
+        let selection = Selection { until: vec![stage.to_owned()], only: Vec::new() };
+        let session = Self::open(file, &selection, false, Check::Stat, globals, registry)?;
+        let found = select(&session.pipeline, stage)?;
+        Ok((session, found))
+    }
+
+    /// Sets the size of the `gpu` pool: as the file says, else the number of hardware adapters. These are
+    /// looked for only where a stage that may run could use one; it takes a process and a moment.
+    pub fn count_adapters(&mut self, registry: &Registry) -> Result<(), Error> {
+        let gpu = Pool::Gpu.name();
+        if self.options.pools.contains_key(gpu) {
+            return Ok(());
+        }
+        let wants = |index: usize| {
+            let instance = &self.pipeline.instances[index];
+            let device = instance.config.get("device").and_then(|value| value.as_str()).unwrap_or("auto");
+            instance.kind.pool() == Pool::Gpu && !device.starts_with("cpu") && !device.starts_with("software")
+        };
+        let candidates: Vec<usize> = (0..self.pipeline.instances.len()).filter(|&index| wants(index)).collect();
+        let mut slots = 1;
+        if registry.devices.is_some() && !candidates.is_empty() {
+            let planned = plan(&self.pipeline, &self.store, &self.options)?;
+            if candidates.iter().any(|&index| planned[index].verdict != Verdict::Cached) {
+                slots = hardware().max(1);
+            }
+        }
+        self.options.pools.insert(gpu.to_owned(), slots);
+        Ok(())
+    }
+}
+
+/// How many hardware adapters there are, asked in a process of its own since drivers may crash.
+fn hardware() -> usize {
+    let probe = || {
+        let output = Command::new(std::env::current_exe().ok()?).arg("probe-devices").stdin(Stdio::null()).output().ok()?;
+        let adapters: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).ok()?;
+        Some(adapters.iter().filter(|one| one["request"].as_str().is_some_and(|name| name.starts_with("gpu"))).count())
+    };
+    // A probe that fails is told by the stage that opens the adapter, in better words.
+    probe().unwrap_or(0)
+}
+
+fn pools(pipeline: &Pipeline) -> BTreeMap<String, usize> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut pools = BTreeMap::from([
+        (Pool::Cpu.name().to_owned(), cores),
+        (Pool::Network.name().to_owned(), NETWORK),
+    ]);
+    pools.extend(pipeline.pools.iter().map(|(name, slots)| (name.clone(), *slots)));
+    pools
+}
