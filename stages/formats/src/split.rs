@@ -2,7 +2,7 @@
 //!
 //! Sources: `datasets` `arrow_dataset.py` (`np.random.default_rng(seed).permutation(n)`, the first
 //! rows are the test set); NumPy `bit_generator.pyx` (`SeedSequence`), `pcg64.h` (PCG64 XSL-RR, O'Neill
-//! 2014), `distributions.c` (Lemire's bounded numbers, arXiv 1805.10941), `_generator.pyx` (`shuffle`).
+//! 2014), `distributions.c` (`random_interval`), `_generator.pyx` (`shuffle`).
 //!
 //! It does not know rows.
 
@@ -69,32 +69,17 @@ impl Pcg64 {
         word as u32
     }
 
-    /// A number from 0 to `most`, both included.
+    /// A number from 0 to `most`, both included: the low bits, drawn again while too large
+    /// (`random_interval`).
     fn up_to(&mut self, most: u64) -> u64 {
-        match u32::try_from(most) {
-            Ok(0) => 0,
-            Ok(u32::MAX) => self.next_u32().into(),
-            Ok(most) => {
-                let count = u64::from(most) + 1;
-                let mut product = u64::from(self.next_u32()) * count;
-                if (product & 0xFFFF_FFFF) < count {
-                    let threshold = u64::from(u32::MAX - most) % count;
-                    while (product & 0xFFFF_FFFF) < threshold {
-                        product = u64::from(self.next_u32()) * count;
-                    }
-                }
-                product >> 32
-            }
-            Err(_) => {
-                let count = u128::from(most) + 1;
-                let mut product = u128::from(self.next_u64()) * count;
-                if u128::from(product as u64) < count {
-                    let threshold = u128::from(u64::MAX - most) % count;
-                    while u128::from(product as u64) < threshold {
-                        product = u128::from(self.next_u64()) * count;
-                    }
-                }
-                (product >> 64) as u64
+        if most == 0 {
+            return 0;
+        }
+        let mask = u64::MAX >> most.leading_zeros();
+        loop {
+            let word = if most <= u32::MAX.into() { self.next_u32().into() } else { self.next_u64() };
+            if word & mask <= most {
+                return word & mask;
             }
         }
     }

@@ -113,8 +113,13 @@ pub fn dynamic_map() -> &'static [f32; 256] {
     &MAP
 }
 
-/// torch's `linspace(0.1, 1, parts + 1)[at]`: counted from the nearer end.
+/// torch's `linspace(0.1, 1, parts + 1)[at]`: counted from the nearer end, product and sum rounded at
+/// once.
 fn bound(at: usize, parts: usize) -> f32 {
     let step = (1.0 - 0.1f32) / parts as f32;
-    if at < parts.div_ceil(2) { 0.1 + step * at as f32 } else { 1.0 - step * (parts - at) as f32 }
+    if at < parts.div_ceil(2) {
+        step.mul_add(at as f32, 0.1)
+    } else {
+        (-step).mul_add((parts - at) as f32, 1.0)
+    }
 }
