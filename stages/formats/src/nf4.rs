@@ -7,6 +7,7 @@
 //!
 //! It does not know devices or layers.
 
+mod mean;
 mod scales;
 mod stored;
 

@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 
 use super::NESTED_BLOCK;
+use super::mean::mean;
 
 /// One scale a block.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,12 +25,10 @@ pub enum Absmax {
 }
 
 impl Absmax {
-    /// Quantizes scales. Their mean is summed in double precision and then rounded, so that it does
-    /// not depend on the order of summing.
+    /// Quantizes scales.
     #[must_use]
     pub fn nest(absmax: &[f32]) -> Self {
-        let sum: f64 = absmax.iter().map(|&x| f64::from(x)).sum();
-        let offset = (sum / absmax.len().max(1) as f64) as f32;
+        let offset = mean(absmax);
         let (mut codes, mut scales) = (Vec::with_capacity(absmax.len()), Vec::new());
         for block in absmax.chunks(NESTED_BLOCK) {
             let centred: Vec<f32> = block.iter().map(|x| x - offset).collect();
