@@ -23,6 +23,7 @@ pub use lora::Lora;
 
 /// One adapter on a device.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has few of these, each beside far larger weights")]
 pub enum Adapter {
     /// y = Wx + s·B(Ax)
     Lora(Lora),

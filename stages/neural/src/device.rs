@@ -261,7 +261,10 @@ fn shader(api: wgpu::Backend) -> &'static str {
 
 /// Devices that this process has opened. A runtime can be initialized only once, and a second
 /// handle to the same adapter must be the same device, or tensors could not meet.
-static OPENED: Mutex<Option<HashMap<(bool, usize), (Device, u64)>>> = Mutex::new(None);
+static OPENED: Mutex<Option<Known>> = Mutex::new(None);
+
+/// (software, index) → the device and the bytes that one of its tensors may have.
+type Known = HashMap<(bool, usize), (Device, u64)>;
 
 impl Adapters {
     fn len(&self) -> usize {
@@ -385,7 +388,7 @@ fn limits(adapter: &wgpu::Adapter) -> Limits {
     let limits = adapter.limits();
     Limits {
         buffer_bytes: limits.max_buffer_size,
-        binding_bytes: u64::from(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size),
+        binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
     }
 }
 

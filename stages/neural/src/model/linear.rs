@@ -11,6 +11,7 @@ use crate::nf4_linear::Nf4Weight;
 
 /// The weight of a linear layer, `[out, in]`.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has few of these, each beside far larger weights")]
 pub enum Base {
     /// Floats, which may be trained.
     Float(Tensor<2>),
