@@ -1,7 +1,11 @@
 //! The float types that models are stored in.
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+/// Values that one thread converts at a time.
+pub(crate) const PIECE: usize = 1 << 16;
 
 /// A float type, by the name that `config.json` gives it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -62,9 +66,17 @@ impl Dtype {
     #[must_use]
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
         match self {
-            Self::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            Self::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
-            Self::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+            Self::F32 => each(values, f32::to_le_bytes),
+            Self::F16 => each(values, |value| f16::from_f32(value).to_le_bytes()),
+            Self::Bf16 => each(values, |value| bf16::from_f32(value).to_le_bytes()),
         }
     }
+}
+
+/// The bytes of all values, end to end.
+fn each<const N: usize>(values: &[f32], write: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
+    let mut bytes = vec![0; N * values.len()];
+    let places = bytes.as_chunks_mut::<N>().0.par_iter_mut().with_min_len(PIECE);
+    places.zip(values).for_each(|(to, &value)| *to = write(value));
+    bytes
 }

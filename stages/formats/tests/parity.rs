@@ -153,10 +153,17 @@ fn parity_adapters_of_peft_are_read_and_written_back_unchanged() {
     let mut folders = Vec::new();
     adapters(&fixtures(), &mut folders);
     assert!(!folders.is_empty());
-    let base = LlamaConfig::read(&fixtures().join("tiny-llama")).unwrap();
+    let mut checked = 0;
     for folder in folders {
         let adapter = Adapter::read(&folder).unwrap();
-        adapter.check(&base).unwrap();
+        let base = fixtures().join(&adapter.config.base_model);
+        if !adapter.config.base_model.is_empty() && base.join("config.json").exists() {
+            let (base, c) = (LlamaConfig::read(&base).unwrap(), &adapter.config);
+            adapter.check(&base).unwrap();
+            let expected = base.adapter_parameters(c.rank, &c.target_modules, c.dora);
+            assert_eq!(adapter.parameters(), expected, "{folder:?}");
+            checked += 1;
+        }
         let raw = json(&folder.join(CONFIG_FILE));
         let c = &adapter.config;
         assert_eq!(raw["r"], c.rank, "{folder:?}");
@@ -164,11 +171,6 @@ fn parity_adapters_of_peft_are_read_and_written_back_unchanged() {
         assert_eq!(raw["use_dora"], c.dora, "{folder:?}");
         assert_eq!(raw["use_rslora"], c.rslora, "{folder:?}");
         assert_eq!(raw["lora_dropout"].as_f64(), Some(c.dropout), "{folder:?}");
-        assert_eq!(
-            adapter.parameters(),
-            base.adapter_parameters(c.rank, &c.target_modules, c.dora),
-            "{folder:?}"
-        );
 
         let out = tempfile::tempdir().unwrap();
         adapter.write(out.path()).unwrap();
@@ -190,6 +192,7 @@ fn parity_adapters_of_peft_are_read_and_written_back_unchanged() {
             }
         }
     }
+    assert!(checked > 0, "no adapter names a base of the fixtures");
 }
 
 #[test]

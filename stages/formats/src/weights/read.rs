@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
 use super::{INDEX, SINGLE, Stored};
 use crate::config::LlamaConfig;
+use crate::dtype::PIECE;
 use crate::error::at;
 use crate::nf4::Nf4;
 use crate::{Error, Result, json};
@@ -263,8 +265,8 @@ impl Weights {
     }
 }
 
-fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|&chunk| read(chunk)).collect()
+fn each<const N: usize, T: Send>(bytes: &[u8], read: impl Fn([u8; N]) -> T + Sync) -> Vec<T> {
+    bytes.as_chunks::<N>().0.par_iter().with_min_len(PIECE).map(|&chunk| read(chunk)).collect()
 }
 
 fn is_plain_name(name: &str) -> bool {
