@@ -122,7 +122,7 @@ fn batch(seed: u64) -> Batch {
     let mut random = SplitMix64(seed);
     let rows: Vec<Vec<u32>> =
         (0..32).map(|_| (0..24 + random.below(7)).map(|_| random.below(300) as u32).collect()).collect();
-    Batch::ragged(rows.iter().map(|ids| (ids.as_slice(), ids.len() - 8)), 8)
+    Batch::ragged(rows.iter().map(|ids| (ids.as_slice(), ids.len() - 8)), 4)
 }
 
 fn write_model(dir: &std::path::Path) -> Result<(), StageError> {

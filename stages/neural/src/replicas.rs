@@ -107,12 +107,8 @@ impl Replica {
         let mut losses = Vec::new();
         for batch in batches {
             let inputs = self.inputs(batch)?;
-            let model = &self.model;
-            let blocks = 0..model.blocks.len();
-            let x =
-                blocks.fold(model.embed(inputs.ids.clone()), |x, index| model.block(index, x, &inputs.mask));
-            let h = labelled(model.finish(x), &inputs);
-            losses.push(loss::nll(&h, &head(model), &inputs.targets).sum());
+            let h = top(&self.model, below(&self.model, &inputs), &inputs);
+            losses.push(loss::nll(&h, &head(&self.model), &inputs.targets).sum());
         }
         Ok(losses)
     }
@@ -137,10 +133,7 @@ impl Replica {
     /// The whole graph at once.
     fn recorded(&mut self, inputs: &Inputs, factor: f64) -> (Tensor<1>, Vec<Tensor<1>>) {
         self.track_all(true);
-        let model = &self.model;
-        let blocks = 0..model.blocks.len();
-        let x = blocks.fold(model.embed(inputs.ids.clone()), |x, index| model.block(index, x, &inputs.mask));
-        let h = labelled(model.finish(x), inputs);
+        let h = top(&self.model, below(&self.model, inputs), inputs);
         let loss = self.head_loss(&h, inputs, factor);
         let mut grads = (h * loss.hidden).sum().backward();
         let mut parts = HashMap::new();
@@ -153,27 +146,31 @@ impl Replica {
 
     /// Block by block: inputs kept, blocks re-run in backward.
     fn recomputed(&mut self, inputs: &Inputs, factor: f64) -> (Tensor<1>, Vec<Tensor<1>>) {
-        let (last, mut parts) = (self.model.blocks.len() + 1, HashMap::new());
+        let (blocks, mut parts) = (self.model.blocks.len(), HashMap::new());
         let whole = self.layouts.iter().any(|layout| layout.index == 0);
         let mut kept = Vec::new();
         let mut x = self.model.embed(inputs.ids.clone());
-        for index in 0..self.model.blocks.len() {
+        for index in 0..blocks - 1 {
             kept.push(x.clone());
             x = self.model.block(index, x, &inputs.mask);
         }
-        groups::track(&mut self.model, last, true);
-        let top = x.autodiff().require_grad();
-        let h = labelled(self.model.finish(top.clone()), inputs);
+        // the last block goes with the head; below the first nothing is trained with adapters
+        let input = |x: Tensor<3>, index: usize| if index > 0 || whole { x.autodiff().require_grad() } else { x };
+        let x = input(x, blocks - 1);
+        groups::track(&mut self.model, blocks, true);
+        groups::track(&mut self.model, blocks + 1, true);
+        let h = top(&self.model, x.clone(), inputs);
         let loss = self.head_loss(&h, inputs, factor);
         let mut grads = (h * loss.hidden).sum().backward();
-        parts.insert(last, groups::gradients(&mut self.model, last, &mut grads));
-        groups::track(&mut self.model, last, false);
-        let mut above = top.grad_remove(&mut grads);
+        for group in [blocks, blocks + 1] {
+            parts.insert(group, groups::gradients(&mut self.model, group, &mut grads));
+            groups::track(&mut self.model, group, false);
+        }
+        let mut above = x.grad_remove(&mut grads);
         for (index, x) in kept.into_iter().enumerate().rev() {
             let Some(grad) = above.take() else { break };
             groups::track(&mut self.model, index + 1, true);
-            // below the first block nothing is trained with adapters
-            let x = if index > 0 || whole { x.autodiff().require_grad() } else { x };
+            let x = input(x, index);
             let y = self.model.block(index, x.clone(), &inputs.mask);
             let mut grads = (y * grad).sum().backward();
             parts.insert(index + 1, groups::gradients(&mut self.model, index + 1, &mut grads));
@@ -240,10 +237,22 @@ struct Inputs {
     targets: Tensor<1, Int>,
 }
 
-/// Hidden states at the positions that predict a label: `[batch, time, hidden]` → `[labels, hidden]`.
-fn labelled(h: Tensor<3>, inputs: &Inputs) -> Tensor<2> {
-    let [batch, time, hidden] = h.dims();
-    h.reshape([batch * time, hidden]).select(0, inputs.positions.clone())
+/// Embedding and all blocks but the last: `[rows, length, hidden]`.
+fn below(model: &Llama, inputs: &Inputs) -> Tensor<3> {
+    let blocks = 0..model.blocks.len() - 1;
+    blocks.fold(model.embed(inputs.ids.clone()), |x, index| model.block(index, x, &inputs.mask))
+}
+
+/// The last block and the final norm. What comes after the last attention is computed at the
+/// positions that predict a label only: `[rows, length, hidden]` → `[labels, hidden]`.
+fn top(model: &Llama, x: Tensor<3>, inputs: &Inputs) -> Tensor<2> {
+    let block = &model.blocks[model.blocks.len() - 1];
+    let [rows, length, hidden] = x.dims();
+    let x = x.reshape([rows * length, hidden]);
+    let mixed = block.attention.forward(block.input_norm.forward(x.clone()), rows, &inputs.mask, None);
+    let x = (x + mixed).select(0, inputs.positions.clone());
+    let y = block.mlp.forward(block.post_norm.forward(x.clone()));
+    model.norm.forward(x + y)
 }
 
 fn head(model: &Llama) -> Tensor<2> {

@@ -154,7 +154,7 @@ const PARAMS: &[Param] = &[
     Param::new(
         "pad_to_multiple_of",
         Type::Int { min: 1, max: 4096 },
-        Default::Int(8),
+        Default::Int(4),
         "row lengths of a batch are rounded up to it: fewer shapes to compile kernels for",
     ),
     Param::new(
