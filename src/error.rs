@@ -114,3 +114,33 @@ impl From<Diagnostics> for Error {
 pub fn io_at(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     move |error| Error::io(path, &error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_the_documented_ones() {
+        let all = [
+            (Exit::Ok, 0),
+            (Exit::Failed, 1),
+            (Exit::Usage, 2),
+            (Exit::WorkFound, 3),
+            (Exit::LockTimeout, 4),
+            (Exit::DamagedStore, 5),
+            (Exit::Stopped, 75),
+            (Exit::Signal(2), 130),
+            (Exit::Signal(15), 143),
+        ];
+        for (exit, code) in all {
+            assert_eq!(exit.code(), code, "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn an_io_error_names_its_path_and_the_way_out() {
+        let error = Error::io(Path::new("/x"), &std::io::Error::from(std::io::ErrorKind::StorageFull));
+        assert!(error.message.starts_with("`/x`: "), "{error}");
+        assert!(error.hint.is_some_and(|hint| hint.contains("free some space")));
+    }
+}

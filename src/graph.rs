@@ -113,10 +113,11 @@ pub fn select(pipeline: &Pipeline, name: &str) -> Result<Vec<usize>, Error> {
         Some((stage, _)) => ids.clone().filter(|id| id.split('[').next() == Some(stage)).collect(),
         None => Vec::new(),
     };
-    let hint = did_you_mean(&wanted, stages.iter().copied().chain(ids)).unwrap_or_else(|| match &of_stage[..] {
-        [] => format!("the stages are {}", list(stages)),
+    let hint = match &of_stage[..] {
+        [] => did_you_mean(&wanted, stages.iter().copied().chain(ids))
+            .unwrap_or_else(|| format!("the stages are {}", list(stages))),
         some => format!("its instances are {}", list(some.iter().copied())),
-    });
+    };
     Err(Error::usage(format!("unknown stage `{name}`")).hint(hint))
 }
 
@@ -184,4 +185,71 @@ fn circle(pipeline: &Pipeline, cycles: &[Vec<NodeIndex>]) -> Error {
     let path: Vec<String> = first.iter().chain(first.first()).map(name).collect();
     Error::usage(format!("stages need each other in a circle: {}", path.join(" → ")))
         .hint("a stage can only take what is finished before it: remove one of these inputs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::InputRef;
+    use crate::registry::all;
+
+    /// `b[1]` and `b[2]` take `a`, `c` takes both, `d` takes nothing.
+    fn pipeline() -> Pipeline {
+        let text = r#"
+            [stages.a]
+            kind = "command"
+            argv = ["x"]
+            [stages.b]
+            kind = "command"
+            inputs = { in = "a" }
+            matrix = { seed = [1, 2] }
+            argv = ["x", "${matrix.seed}"]
+            [stages.c]
+            kind = "command"
+            inputs = { all = "b[*]" }
+            argv = ["x"]
+            [stages.d]
+            kind = "command"
+            argv = ["x"]
+        "#;
+        Pipeline::parse("p.toml", text, &[], &all()).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    #[test]
+    fn edges_lead_from_producers_to_consumers() {
+        let graph = Graph::new(&pipeline()).unwrap();
+        let mut producers: Vec<usize> = graph.producers(3).collect();
+        producers.sort_unstable();
+        assert_eq!(producers, [1, 2]);
+        assert_eq!(graph.consumers(1).collect::<Vec<_>>(), [3]);
+        assert_eq!(graph.leaves(), [3, 4]);
+        assert_eq!(graph.find(&StageId("b[2]".into())), Some(2));
+    }
+
+    #[test]
+    fn what_is_needed_is_needed_and_nothing_else() {
+        let graph = Graph::new(&pipeline()).unwrap();
+        assert_eq!(graph.needed_by(&[2]), [true, false, true, false, false]);
+        assert_eq!(graph.needed_by(&[3]), [true, true, true, true, false]);
+    }
+
+    #[test]
+    fn a_name_means_one_instance_or_all_of_a_stage() {
+        let pipeline = pipeline();
+        assert_eq!(select(&pipeline, "b").unwrap(), [1, 2]);
+        assert_eq!(select(&pipeline, "b[2]").unwrap(), [2]);
+        let hint = |name| select(&pipeline, name).unwrap_err().hint.unwrap();
+        assert_eq!(hint("b[3]"), "its instances are `b[1]`, `b[2]`");
+        assert_eq!(hint("quite-else"), "the stages are `a`, `b`, `c`, `d`");
+    }
+
+    #[test]
+    fn a_circle_is_told_with_its_whole_path() {
+        let mut pipeline = pipeline();
+        let back = InputRef { producer: StageId("c".into()), label: "c".into() };
+        pipeline.instances[0].inputs.insert("back".into(), vec![back]);
+        let error = Graph::new(&pipeline).unwrap_err();
+        assert_eq!(error.message, "stages need each other in a circle: `a` → `c` → `b[2]` → `a`");
+        assert_eq!(error.exit, crate::error::Exit::Usage);
+    }
 }

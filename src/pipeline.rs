@@ -13,6 +13,8 @@ use std::time::Duration;
 use contract::{Config, Stage};
 use serde_json::Value;
 
+#[cfg(test)]
+pub(crate) use check::default_fits;
 pub use check::{default, describe};
 pub use diagnostics::Diagnostics;
 pub use duration::duration;
@@ -147,8 +149,8 @@ impl Pipeline {
     /// # Errors
     /// Everything that is wrong in it, each with its place.
     pub fn parse(file: &str, text: &str, sets: &[String], registry: &Registry) -> Result<Self, Diagnostics> {
-        let source = |name: &str, text: &str| Source { name: name.to_owned(), text: text.to_owned() };
-        let sources = std::iter::once(source(file, text)).chain(sets.iter().map(|set| source("--set", set)));
+        let sets = sets.iter().map(|set| Source::new("--set", set.as_str()));
+        let sources = std::iter::once(Source::new(file, text)).chain(sets);
         let sources: Arc<Vec<Source>> = Arc::new(sources.collect());
         let mut errors = Vec::new();
         let pipeline = expand(file, &sources, registry, &mut errors);

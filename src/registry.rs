@@ -55,8 +55,60 @@ pub fn all() -> Registry {
 #[cfg(feature = "neural")]
 fn with_neural(mut registry: Registry) -> Registry {
     registry.stages.extend(neural::STAGES.iter().copied());
-    registry.devices = Some(|| {
-        serde_json::to_value(neural::devices()).unwrap_or_else(|error| error.to_string().into())
-    });
+    registry.devices =
+        Some(|| serde_json::to_value(neural::devices()).unwrap_or_else(|error| error.to_string().into()));
     registry
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::path::Path;
+
+    use contract::Ports;
+
+    use super::*;
+    use crate::pipeline::{RUNNER_KEYS, default_fits};
+
+    #[test]
+    fn every_kind_is_in_the_file_of_its_name() {
+        let stages = Path::new(env!("CARGO_MANIFEST_DIR")).join("stages");
+        for stage in all().stages {
+            let file = format!("src/{}.rs", stage.kind());
+            let crates = std::fs::read_dir(&stages).unwrap().map(|entry| entry.unwrap().path());
+            let found = crates.filter(|folder| folder.join(&file).is_file()).count();
+            assert_eq!(found, 1, "`{}` is not in one {file} below stages/", stage.kind());
+        }
+    }
+
+    #[test]
+    fn kinds_have_names_of_their_own() {
+        let registry = all();
+        let names: HashSet<&str> = registry.stages.iter().map(|stage| stage.kind()).collect();
+        assert_eq!(names.len(), registry.stages.len());
+    }
+
+    #[test]
+    fn parameters_and_inputs_have_names_of_their_own() {
+        for stage in all().stages {
+            let mut names: HashSet<&str> = RUNNER_KEYS.into_iter().collect();
+            let inputs: &[contract::Input] = match stage.inputs() {
+                Ports::Listed(ports) => ports,
+                Ports::Any => &[],
+            };
+            let params = stage.params().iter().map(|param| param.name);
+            for name in params.chain(inputs.iter().map(|port| port.name)) {
+                assert!(names.insert(name), "`{name}` of kind `{}` is taken", stage.kind());
+            }
+        }
+    }
+
+    #[test]
+    fn every_default_is_a_value_that_could_be_written() {
+        for stage in all().stages {
+            for param in stage.params() {
+                assert!(default_fits(param), "the default of `{}` of kind `{}`", param.name, stage.kind());
+            }
+        }
+    }
 }

@@ -69,7 +69,8 @@ fn kind(stage: &dyn Stage) -> Value {
     let mut properties = runner_keys();
     properties.insert("kind".into(), json!({ "const": stage.kind(), "description": stage.doc() }));
     let inputs = inputs(stage.inputs());
-    let needs_inputs = inputs.get("required").and_then(Value::as_array).is_some_and(|names| !names.is_empty());
+    let needs_inputs =
+        inputs.get("required").and_then(Value::as_array).is_some_and(|names| !names.is_empty());
     properties.insert("inputs".into(), inputs);
     let mut required: Vec<&str> = vec!["kind"];
     if needs_inputs {
@@ -186,3 +187,6 @@ fn ty(ty: &Type) -> Value {
 fn item(item: &Type) -> Value {
     json!({ "anyOf": [ty(item), { "$ref": "#/definitions/reference" }] })
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,14 @@ pub struct Cli {
 #[derive(Args, Clone, Debug)]
 pub struct Globals {
     /// The folder that holds results
-    #[arg(long, global = true, env = "PIPE_STORE", value_name = "DIR", default_value = ".pipe", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "PIPE_STORE",
+        value_name = "DIR",
+        default_value = ".pipe",
+        hide_env_values = true
+    )]
     pub store: PathBuf,
     /// Say less: errors and results only
     #[arg(short, long, global = true)]
@@ -343,4 +350,54 @@ pub struct Completions {
     /// The shell
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use insta::assert_snapshot;
+
+    use super::Cli;
+
+    #[test]
+    fn the_declarations_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_lists_what_can_be_done() {
+        let help = Cli::command().term_width(100).render_help().to_string();
+        assert_snapshot!(help, @r#"
+        Declarative, cached, resumable machine-learning experiments
+
+        Usage: pipe [OPTIONS] <COMMAND>
+
+        Commands:
+          run          Run a pipeline: everything that is not stored yet
+          plan         Say what would run, and why
+          explain      Say what makes a stage's run the one it is, and what changed since the last
+          status       Say where each stage stands
+          logs         Print what a stage said when it last ran
+          export       Put a stage's output into a folder
+          runs         List what was run
+          show         Describe one run
+          gc           Free what the last runs did not use
+          verify       Hash every byte of the store
+          stages       List stage kinds, or describe one
+          dag          Draw what needs what
+          devices      List the adapters of this machine
+          schema       Print the JSON Schema of pipeline files
+          init         Write a commented pipeline file to start from
+          completions  Print a completion script for a shell
+          help         Print this message or the help of the given subcommand(s)
+
+        Options:
+              --store <DIR>   The folder that holds results [env: PIPE_STORE] [default: .pipe]
+          -q, --quiet         Say less: errors and results only
+          -v, --verbose...    Say more; twice: everything
+              --color <WHEN>  When to color [default: auto] [possible values: auto, always, never]
+          -h, --help          Print help (see more with '--help')
+          -V, --version       Print version
+        "#);
+    }
 }

@@ -13,7 +13,8 @@ pub fn run(args: &Dag, registry: &Registry) -> Result<Exit, Error> {
     let pipeline = Pipeline::load(&args.file.pipeline, &args.file.set, registry)?;
     let graph = Graph::new(&pipeline)?;
     let chosen = |names: &[String]| -> Result<Vec<usize>, Error> {
-        let found: Result<Vec<Vec<usize>>, Error> = names.iter().map(|name| select(&pipeline, name)).collect();
+        let found: Result<Vec<Vec<usize>>, Error> =
+            names.iter().map(|name| select(&pipeline, name)).collect();
         Ok(found?.concat())
     };
     let shown = if !args.selection.until.is_empty() {
@@ -120,20 +121,47 @@ mod tests {
     #[test]
     fn lines_for_a_person() {
         let pipeline = pipeline();
-        assert_snapshot!(text(&pipeline, Graph::new(&pipeline).unwrap().order()));
+        assert_snapshot!(text(&pipeline, Graph::new(&pipeline).unwrap().order()), @r#"
+        a     command
+        b[1]  command  in ← a
+        b[2]  command  in ← a
+        c     command  all ← b[1] + b[2]
+        "#);
     }
 
     #[test]
     fn mermaid_for_markdown() {
         let pipeline = pipeline();
         let graph = Graph::new(&pipeline).unwrap();
-        assert_snapshot!(mermaid(&pipeline, &graph, graph.order()));
+        assert_snapshot!(mermaid(&pipeline, &graph, graph.order()), @r#"
+        flowchart TD
+          s0["a<br/><i>command</i>"]
+          s1["b[1]<br/><i>command</i>"]
+          s2["b[2]<br/><i>command</i>"]
+          s3["c<br/><i>command</i>"]
+          s0 --> s1
+          s0 --> s2
+          s1 --> s3
+          s2 --> s3
+        "#);
     }
 
     #[test]
     fn dot_for_graphviz() {
         let pipeline = pipeline();
         let graph = Graph::new(&pipeline).unwrap();
-        assert_snapshot!(dot(&pipeline, &graph, graph.order()));
+        assert_snapshot!(dot(&pipeline, &graph, graph.order()), @r#"
+        digraph "p" {
+          node [shape=box]
+          s0 [label="a\ncommand"]
+          s1 [label="b[1]\ncommand"]
+          s2 [label="b[2]\ncommand"]
+          s3 [label="c\ncommand"]
+          s0 -> s1
+          s0 -> s2
+          s1 -> s3
+          s2 -> s3
+        }
+        "#);
     }
 }

@@ -18,9 +18,8 @@ pub fn run(args: &Devices, registry: &Registry) -> Result<Exit, Error> {
     if registry.devices.is_none() {
         return Err(no_backend());
     }
-    let program = std::env::current_exe().map_err(|error| {
-        Error::new(Exit::Failed, format!("cannot find the program's own file: {error}"))
-    })?;
+    let program = std::env::current_exe()
+        .map_err(|error| Error::new(Exit::Failed, format!("cannot find the program's own file: {error}")))?;
     let output = Command::new(&program)
         .arg("probe-devices")
         .stdin(Stdio::null())
@@ -28,7 +27,11 @@ pub fn run(args: &Devices, registry: &Registry) -> Result<Exit, Error> {
         .output()
         .map_err(io_at(&program))?;
     let adapters = read(output.status, &output.stdout)?;
-    if args.json { print_json(&json!({ "version": 1, "adapters": adapters })) } else { print(&table(&adapters)) }
+    if args.json {
+        print_json(&json!({ "version": 1, "adapters": adapters }))
+    } else {
+        print(&table(&adapters))
+    }
 }
 
 /// The child's side: lists adapters on standard output.
@@ -43,7 +46,8 @@ fn no_backend() -> Error {
 }
 
 fn read(status: ExitStatus, stdout: &[u8]) -> Result<Value, Error> {
-    let hint = "the software adapter can be told apart with `VK_DRIVER_FILES`; `device = \"cpu\"` needs no driver";
+    let hint =
+        "the software adapter can be told apart with `VK_DRIVER_FILES`; `device = \"cpu\"` needs no driver";
     if let Some(signal) = status.signal() {
         let message = format!("the driver crashed while its adapters were listed (signal {signal})");
         return Err(Error::new(Exit::Failed, message).hint(hint));
@@ -69,12 +73,15 @@ fn table(adapters: &Value) -> String {
             let _ = writeln!(text, "{}", plain(adapter));
             continue;
         };
-        let title = ["device", "request", "name"].into_iter().find_map(|field| Some((field, fields.get(field)?)));
+        let title =
+            ["request", "name"].into_iter().find_map(|field| Some((field, fields.get(field)?)));
         if let Some((_, title)) = title {
             let _ = writeln!(text, "{}", plain(title));
         }
         let width = fields.keys().map(String::len).max().unwrap_or(0);
-        for (name, value) in fields.iter().filter(|(name, _)| Some(name.as_str()) != title.map(|(field, _)| field)) {
+        for (name, value) in
+            fields.iter().filter(|(name, _)| Some(name.as_str()) != title.map(|(field, _)| field))
+        {
             let _ = writeln!(text, "  {name:width$}  {}", plain(value));
         }
     }
@@ -85,9 +92,11 @@ fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
-        Value::Object(fields) => {
-            fields.iter().map(|(name, value)| format!("{name} {}", plain(value))).collect::<Vec<_>>().join(", ")
-        }
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| format!("{name} {}", plain(value)))
+            .collect::<Vec<_>>()
+            .join(", "),
         Value::Null => "–".into(),
         other => other.to_string(),
     }
@@ -113,7 +122,13 @@ mod tests {
 
     #[test]
     fn adapters_are_listed_field_by_field() {
-        let adapters = json!([{ "device": "gpu:0", "name": "A", "dtypes": ["f32", "f16"], "limits": { "binding": 4 } }]);
-        assert_snapshot!(table(&adapters));
+        let adapters =
+            json!([{ "request": "gpu:0", "name": "A", "dtypes": ["f32", "f16"], "limits": { "binding": 4 } }]);
+        assert_snapshot!(table(&adapters), @r#"
+        gpu:0
+          dtypes   f32, f16
+          limits   binding 4
+          name     A
+        "#);
     }
 }

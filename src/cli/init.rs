@@ -20,9 +20,8 @@ pub fn run(args: &Init, registry: &Registry) -> Result<Exit, Error> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let text = text(&stem, registry);
     let mut file = File::create_new(path).map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => {
-            Error::usage(format!("`{}` exists already", path.display())).hint("choose another name, or remove it first")
-        }
+        ErrorKind::AlreadyExists => Error::usage(format!("`{}` exists already", path.display()))
+            .hint("choose another name, or remove it first"),
         _ => Error::io(path, &error),
     })?;
     file.write_all(text.as_bytes()).map_err(io_at(path))?;
@@ -45,7 +44,8 @@ mod tests {
     #[test]
     fn what_is_written_is_a_pipeline() {
         let text = text("mine", &all());
-        let pipeline = Pipeline::parse("mine.toml", &text, &[], &all()).unwrap_or_else(|errors| panic!("{errors}"));
+        let pipeline =
+            Pipeline::parse("mine.toml", &text, &[], &all()).unwrap_or_else(|errors| panic!("{errors}"));
         assert_eq!((pipeline.name.as_str(), pipeline.instances.len()), ("mine", 6));
         assert!(text.contains("#   command "));
     }

@@ -60,7 +60,15 @@ fn one(stage: &dyn Stage) -> String {
         text.push_str("\nParameters\n");
     }
     for param in stage.params() {
-        let _ = writeln!(text, "  {} = {}\n      {}; {}{}", param.name, fallback(param), describe(&param.ty), param.doc, notes(param));
+        let _ = writeln!(
+            text,
+            "  {} = {}\n      {}; {}{}",
+            param.name,
+            fallback(param),
+            describe(&param.ty),
+            param.doc,
+            notes(param)
+        );
     }
     if !stage.secrets().is_empty() {
         let _ = writeln!(text, "\nSecrets from the environment: {}", list(stage.secrets().iter().copied()));

@@ -105,7 +105,8 @@ fn edges(
             None => {
                 let mut found = Vec::new();
                 collect(key, &scope.apply(&without_inherited(node), &mut found));
-                errors.extend(found.into_iter().filter(|error| error.message.contains("cannot be used here")));
+                errors
+                    .extend(found.into_iter().filter(|error| error.message.contains("cannot be used here")));
             }
         }
     }
@@ -157,7 +158,9 @@ fn report_cycle(form: &Form, edges: &[Vec<Edge>], cycle: &[usize]) -> Option<Dia
     let nexts = cycle.iter().skip(1).chain(cycle.first());
     let mut places = cycle.iter().zip(nexts).filter_map(|(&stage, &next)| {
         let edge = edges[stage].iter().find(|edge| edge.producer == next)?;
-        Some((edge.node.span.clone(), format!("`{}` needs `{}`", name(stage), name(next))))
+        let label =
+            if stage == next { String::new() } else { format!("`{}` needs `{}`", name(stage), name(next)) };
+        Some((edge.node.span.clone(), label))
     });
     let (span, label) = places.next()?;
     let message = match cycle {
@@ -193,7 +196,8 @@ fn inherit(
     for &(edge, other) in paired.iter().filter(|(edge, _)| edge.producer != first.producer) {
         let (name, first_name) = (&form.stages[edge.producer].name, &form.stages[first.producer].name);
         if let Some((message, label, first_label)) = unpaired((first_name, main), (name, other)) {
-            let help = format!("pick one with `{name}[…]`, take all with `{name}[*]`, or give the stage a matrix");
+            let help =
+                format!("pick one with `{name}[…]`, take all with `{name}[*]`, or give the stage a matrix");
             errors.push(
                 Diagnostic::new(message, edge.node.span.clone(), label)
                     .and(first.node.span.clone(), format!("input `{}`: {first_label}", first.input))

@@ -47,21 +47,41 @@ fn fit(ty: &Type, node: &Node) -> Result<Value, Mismatch> {
         (_, Datum::Bad) => Ok(Value::Null),
         (Type::Bool, Datum::Bool(value)) => Ok(Value::from(*value)),
         (Type::Int { min, max }, Datum::Int(value)) if (min..=max).contains(value) => Ok(Value::from(*value)),
-        (Type::Float { min, max }, Datum::Float(value)) => float(min, max, *value).ok_or_else(|| mismatch(ty, node)),
+        (Type::Float { min, max }, Datum::Float(value)) => {
+            float(min, max, *value).ok_or_else(|| mismatch(ty, node))
+        }
         // Every whole number that a person writes is exact as a float, or next to one.
-        (Type::Float { min, max }, Datum::Int(value)) => {
+        (Type::Float { min, max }, Datum::Int(value)) =>
+        {
             #[expect(clippy::cast_precision_loss, reason = "a number beyond 2^53 means its nearest float")]
             float(min, max, *value as f64).ok_or_else(|| mismatch(ty, node))
         }
         (Type::Text, Datum::Text(text)) => Ok(Value::from(text.as_str())),
-        (Type::Choice(words), Datum::Text(text)) if words.contains(&text.as_str()) => Ok(Value::from(text.as_str())),
+        // A variable keeps its type; where only text fits, it is written out.
+        (Type::Text, Datum::Bool(_) | Datum::Int(_) | Datum::Float(_)) if node.via.is_some() => {
+            Ok(Value::from(datum.scalar().unwrap_or_default()))
+        }
+        (Type::Choice(words), Datum::Text(text)) if words.contains(&text.as_str()) => {
+            Ok(Value::from(text.as_str()))
+        }
         (Type::List(item), Datum::List(items)) => items.iter().map(|node| fit(item, node)).collect(),
         (Type::Table(item), Datum::Table(entries)) => {
             let pairs: Result<Map<_, _>, _> =
                 entries.iter().map(|entry| Ok((entry.key.clone(), fit(item, &entry.node)?))).collect();
             pairs.map(Value::Object)
         }
-        (Type::AnyOf(types), _) => types.iter().find_map(|ty| fit(ty, node).ok()).ok_or_else(|| mismatch(ty, node)),
+        (Type::AnyOf(types), _) => {
+            let as_it_is = Node { via: None, ..node.clone() };
+            let fits = |node: &Node| types.iter().find_map(|ty| fit(ty, node).ok());
+            // Where the form fits and an item does not, the item is what to look at.
+            let within = || {
+                let mut misfits = types.iter().filter_map(|ty| fit(ty, node).err());
+                misfits.find(|misfit| misfit.span != node.span)
+            };
+            fits(&as_it_is)
+                .or_else(|| fits(node))
+                .ok_or_else(|| within().unwrap_or_else(|| mismatch(ty, node)))
+        }
         _ => Err(mismatch(ty, node)),
     }
 }
@@ -73,26 +93,11 @@ fn float(min: f64, max: f64, value: f64) -> Option<Value> {
 }
 
 fn mismatch(ty: &Type, node: &Node) -> Mismatch {
-    let found = match &node.datum {
-        Datum::Bool(value) => format!("`{value}`"),
-        Datum::Int(value) if takes_numbers(ty) => format!("{value}"),
-        Datum::Float(value) if takes_numbers(ty) => format!("{value}"),
-        Datum::Text(text) if text.chars().count() <= 30 && !text.contains('\n') => format!("the text `{text}`"),
-        other => other.describe().to_owned(),
-    };
     let help = match &node.datum {
         Datum::Text(text) => near::did_you_mean(text, choices(ty)).or_else(|| unquoted(ty, text)),
         _ => None,
     };
-    Mismatch { span: node.span.clone(), expected: describe(ty), found, help }
-}
-
-fn takes_numbers(ty: &Type) -> bool {
-    match ty {
-        Type::Int { .. } | Type::Float { .. } => true,
-        Type::AnyOf(types) => types.iter().any(takes_numbers),
-        _ => false,
-    }
+    Mismatch { span: node.span.clone(), expected: describe(ty), found: node.datum.show(), help }
 }
 
 fn choices(ty: &Type) -> Vec<&'static str> {
@@ -162,6 +167,14 @@ pub fn default(default: &Default) -> Option<Value> {
         Default::Texts(values) => Some(values.iter().copied().collect()),
         Default::Ints(values) => Some(values.iter().copied().collect()),
     }
+}
+
+/// Whether a parameter's default is a value that could be written for it.
+#[cfg(test)]
+pub fn default_fits(param: &contract::Param) -> bool {
+    let text = default(&param.default).map(|value| format!("x={value}"));
+    let node = text.map(|text| super::document::parse_value(&text, 0, 2, &mut Vec::new()));
+    node.is_none_or(|node| node.is_some_and(|node| fit(&param.ty, &node).is_ok()))
 }
 
 fn has_bad(datum: &Datum) -> bool {

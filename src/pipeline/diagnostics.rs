@@ -21,6 +21,30 @@ pub struct Source {
     pub name: String,
     /// What stands in it.
     pub text: String,
+    /// Where each line starts.
+    lines: Vec<usize>,
+}
+
+impl Source {
+    /// A text and what it is called.
+    #[must_use]
+    pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
+        let text = text.into();
+        let newlines = text.bytes().enumerate().filter(|&(_, byte)| byte == b'\n').map(|(at, _)| at + 1);
+        let lines = std::iter::once(0).chain(newlines).collect();
+        Self { name: name.into(), text, lines }
+    }
+
+    /// The line that holds a byte, counted from 1, and where it starts.
+    fn line(&self, at: usize) -> (usize, usize) {
+        let line = self.lines.partition_point(|&start| start <= at);
+        (line, self.lines[line - 1])
+    }
+
+    /// The start of the character that holds a byte.
+    fn floor(&self, at: usize) -> usize {
+        self.text.floor_char_boundary(at)
+    }
 }
 
 /// A byte range of one source.
@@ -123,9 +147,9 @@ impl Diagnostics {
 
     /// Place, message and ways out of each, for programs.
     pub fn iter(&self) -> impl Iterator<Item = (Place, &str, &[String])> {
-        self.all.iter().map(|one| {
-            (place(&self.sources, &one.primary.0), one.message.as_str(), one.helps.as_slice())
-        })
+        self.all
+            .iter()
+            .map(|one| (place(&self.sources, &one.primary.0), one.message.as_str(), one.helps.as_slice()))
     }
 
     /// Draws them with source lines and carets. `color`: with terminal styles.
@@ -142,9 +166,11 @@ impl Diagnostics {
     }
 
     fn group<'a>(&'a self, diagnostic: &'a Diagnostic) -> Group<'a> {
-        let mut group = Level::ERROR.primary_title(diagnostic.message.as_str()).element(
-            self.snippet(diagnostic.primary.0.source, diagnostic, true),
-        );
+        let mut group = Level::ERROR.primary_title(diagnostic.message.as_str()).element(self.snippet(
+            diagnostic.primary.0.source,
+            diagnostic,
+            true,
+        ));
         let mut seen = vec![diagnostic.primary.0.source];
         for (span, _) in &diagnostic.others {
             if !seen.contains(&span.source) {
@@ -165,19 +191,22 @@ impl Diagnostics {
         diagnostic: &'a Diagnostic,
         with_primary: bool,
     ) -> Snippet<'a, annotate_snippets::Annotation<'a>> {
-        let Source { name, text } = &self.sources[source];
+        let source_index = source;
+        let source = &self.sources[source];
+        let text = source.text.as_str();
         let primary = with_primary.then_some((&diagnostic.primary, AnnotationKind::Primary));
         let others = diagnostic.others.iter().map(|other| (other, AnnotationKind::Context));
-        let marks: Vec<_> = primary.into_iter().chain(others).filter(|((span, _), _)| span.source == source).collect();
+        let marks: Vec<_> =
+            primary.into_iter().chain(others).filter(|((span, _), _)| span.source == source_index).collect();
         let first = marks.iter().map(|((span, _), _)| span.start).min().unwrap_or(0);
         let last = marks.iter().map(|((span, _), _)| span.end).max().unwrap_or(0);
-        let from = line_start(text, first);
-        let to = text[floor(text, last)..].find('\n').map_or(text.len(), |end| floor(text, last) + end);
-        let line = text[..from].bytes().filter(|&byte| byte == b'\n').count() + 1;
-        Snippet::source(&text[from..to]).path(name.as_str()).line_start(line).annotations(
+        let (line, from) = source.line(source.floor(first));
+        let last = source.floor(last);
+        let to = text[last..].find('\n').map_or(text.len(), |end| last + end);
+        Snippet::source(&text[from..to]).path(source.name.as_str()).line_start(line).annotations(
             marks.into_iter().map(|((span, label), kind)| {
-                let start = floor(text, span.start);
-                let end = floor(text, span.end.max(start)).min(to);
+                let start = source.floor(span.start);
+                let end = source.floor(span.end.max(start)).min(to);
                 // What spans several lines is marked on its first.
                 let end = text[start..end].find('\n').map_or(end, |newline| start + newline);
                 let label = (!label.is_empty()).then_some(label.as_str());
@@ -195,20 +224,8 @@ impl fmt::Display for Diagnostics {
 
 /// Line and column of a span's first byte.
 pub(super) fn place(sources: &[Source], span: &Span) -> Place {
-    let Source { name, text } = &sources[span.source];
-    let start = floor(text, span.start);
-    let from = line_start(text, start);
-    Place {
-        file: name.clone(),
-        line: text[..from].bytes().filter(|&byte| byte == b'\n').count() + 1,
-        column: text[from..start].chars().count() + 1,
-    }
-}
-
-fn line_start(text: &str, at: usize) -> usize {
-    text[..floor(text, at)].rfind('\n').map_or(0, |newline| newline + 1)
-}
-
-fn floor(text: &str, at: usize) -> usize {
-    text.floor_char_boundary(at)
+    let source = &sources[span.source];
+    let start = source.floor(span.start);
+    let (line, from) = source.line(start);
+    Place { file: source.name.clone(), line, column: source.text[from..start].chars().count() + 1 }
 }

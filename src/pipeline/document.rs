@@ -86,6 +86,20 @@ impl Datum {
         }
     }
 
+    /// The value itself where it is short: `the number 3`, `` the text `x` ``, `a list`.
+    pub fn show(&self) -> String {
+        match self {
+            Self::Bool(value) => format!("`{value}`"),
+            Self::Int(value) => format!("the number {value}"),
+            Self::Float(value) => format!("the number {value}"),
+            Self::Text(text) if text.is_empty() => "empty text".into(),
+            Self::Text(text) if text.chars().count() <= 30 && !text.contains('\n') => {
+                format!("the text `{text}`")
+            }
+            other => other.describe().into(),
+        }
+    }
+
     /// A scalar as it stands in a text or a matrix label; `None` for lists and tables.
     pub fn scalar(&self) -> Option<String> {
         match self {
@@ -123,11 +137,20 @@ pub fn parse(text: &str, errors: &mut Vec<Diagnostic>) -> Option<Vec<Entry>> {
     let (root, mistakes) = DeTable::parse_recoverable(text);
     let mut whole = true;
     let entries = table(root.get_ref(), &Place { source: 0, offset: 0 }, errors);
+    // A table given twice repeats its keys: that is one mistake.
+    let mut told = 0..0;
     for mistake in mistakes {
         let range = mistake.span().unwrap_or(0..0);
         let span = Span::new(0, range.clone());
         let message = mistake.message();
         if message.contains("duplicate key") {
+            if told.contains(&range.start) {
+                continue;
+            }
+            if in_header(text, range.start) {
+                told =
+                    range.start..text[range.start..].find("\n[").map_or(text.len(), |end| range.start + end);
+            }
             errors.push(duplicate(text, &range, &entries));
         } else {
             whole = false;
@@ -202,10 +225,14 @@ fn node(value: &Spanned<DeValue<'_>>, place: &Place, errors: &mut Vec<Diagnostic
 /// A key that stands twice, with both places.
 fn duplicate(text: &str, second: &Range<usize>, entries: &[Entry]) -> Diagnostic {
     let key = text.get(second.clone()).unwrap_or_default().trim_matches(['"', '\'']);
-    let error = Diagnostic::new(format!("`{key}` is given twice"), Span::new(0, second.clone()), "again here");
-    let first = inline(entries, key, second.start)
-        .or_else(|| below_header(text, entries, key, second.start))
-        .filter(|first| first.start < second.start);
+    let error =
+        Diagnostic::new(format!("`{key}` is given twice"), Span::new(0, second.clone()), "again here");
+    let first = if in_header(text, second.start) {
+        same_header(text, second)
+    } else {
+        inline(entries, key, second.start).or_else(|| below_header(text, entries, key, second.start))
+    };
+    let first = first.filter(|first| first.start < second.start);
     match first {
         Some(first) => error.and(first, "first given here").help("remove or rename one of the two"),
         None => error.help("remove or rename one of the two"),
@@ -223,14 +250,12 @@ fn inline(entries: &[Entry], key: &str, at: usize) -> Option<Span> {
     })
 }
 
-/// The first `key` in the table whose `[header]` precedes `at`; the header itself if `at` is in it.
+/// The first `key` in the table whose `[header]` precedes `at`.
 fn below_header(text: &str, entries: &[Entry], key: &str, at: usize) -> Option<Span> {
     let line_end = text[at..].find('\n').map_or(text.len(), |end| at + end);
     let header = text[..line_end].lines().rev().find(|line| line.starts_with('['))?;
     let names = header.split(']').next()?.trim_start_matches('[').split('.');
     let path: Vec<&str> = names.map(|name| name.trim().trim_matches(['"', '\''])).collect();
-    let in_header = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
-    let path = if text[in_header..].starts_with('[') { &path[..path.len() - 1] } else { &path[..] };
     let mut table = entries;
     for name in path {
         match &find(table, name)?.node.datum {
@@ -239,4 +264,24 @@ fn below_header(text: &str, entries: &[Entry], key: &str, at: usize) -> Option<S
         }
     }
     find(table, key).map(|entry| entry.key_span.clone())
+}
+
+/// Whether the line that holds `at` is a `[header]`.
+fn in_header(text: &str, at: usize) -> bool {
+    let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+    text[line..].starts_with('[')
+}
+
+/// The same name in the first `[header]` that reads like the one at `second`.
+fn same_header(text: &str, second: &Range<usize>) -> Option<Span> {
+    let line = text[..second.start].rfind('\n').map_or(0, |newline| newline + 1);
+    let header = text[line..].lines().next()?.trim_end();
+    let mut start = 0;
+    for other in text[..line].split_inclusive('\n') {
+        if other.trim_end() == header {
+            return Some(Span::new(0, start + second.start - line..start + second.end - line));
+        }
+        start += other.len();
+    }
+    None
 }

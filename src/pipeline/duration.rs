@@ -42,7 +42,9 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for text in ["", "90", "s", "1.5h", "-1s", "10 m", "1y", "99999999999999999999s", "999999999999999999d"] {
+        for text in
+            ["", "90", "s", "1.5h", "-1s", "10 m", "1y", "99999999999999999999s", "999999999999999999d"]
+        {
             assert!(duration(text).is_err(), "{text}");
         }
     }

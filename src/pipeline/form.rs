@@ -87,7 +87,8 @@ fn read_vars(node: Node, sources: &[Source], errors: &mut Vec<Diagnostic>) -> Va
         let letters = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
         if !letters || name.is_empty() {
             let message = format!("`{name}` cannot be a variable's name");
-            errors.push(Diagnostic::new(message, entry.key_span, "").help("use letters, digits, `_` and `-`"));
+            errors
+                .push(Diagnostic::new(message, entry.key_span, "").help("use letters, digits, `_` and `-`"));
             continue;
         }
         let mut inner = Vec::new();
@@ -109,14 +110,21 @@ fn read_pools(node: Node, errors: &mut Vec<Diagnostic>) -> BTreeMap<String, usiz
         if !known.contains(&entry.key.as_str()) {
             let help = near::did_you_mean(&entry.key, known);
             let help = help.unwrap_or_else(|| format!("the pools are {}", near::list(known)));
-            errors.push(Diagnostic::new(format!("unknown pool `{}`", entry.key), entry.key_span, "").help(help));
+            errors.push(
+                Diagnostic::new(format!("unknown pool `{}`", entry.key), entry.key_span, "").help(help),
+            );
             continue;
         }
         match entry.node.datum {
             Datum::Int(size @ 1..=65_536) => {
                 pools.insert(entry.key, usize::try_from(size).unwrap_or(1));
             }
-            _ => wrong_type(&entry.node, &format!("the pool `{}`", entry.key), "a whole number of at least 1", errors),
+            _ => wrong_type(
+                &entry.node,
+                &format!("the pool `{}`", entry.key),
+                "a whole number of at least 1",
+                errors,
+            ),
         }
     }
     pools
@@ -211,7 +219,7 @@ pub fn wrong_type(node: &Node, what: &str, expected: &str, errors: &mut Vec<Diag
     if matches!(node.datum, Datum::Bad) {
         return;
     }
-    let label = format!("this is {}", node.datum.describe());
+    let label = format!("this is {}", node.datum.show());
     let error = Diagnostic::new(format!("{what} must be {expected}"), node.span.clone(), label);
     errors.push(node.with_via(error));
 }

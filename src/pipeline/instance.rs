@@ -41,7 +41,12 @@ impl Expansion<'_> {
         rows.filter_map(|row| self.instance(stage, Matrix::Row(row), errors)).collect()
     }
 
-    fn instance(&self, stage: &RawStage, matrix: Matrix<'_>, errors: &mut Vec<Diagnostic>) -> Option<Instance> {
+    fn instance(
+        &self,
+        stage: &RawStage,
+        matrix: Matrix<'_>,
+        errors: &mut Vec<Diagnostic>,
+    ) -> Option<Instance> {
         let scope = Scope { sources: self.sources, vars: &self.form.vars, matrix };
         let row = match matrix {
             Matrix::Row(row) => Some(row),
@@ -52,8 +57,10 @@ impl Expansion<'_> {
         let apply = |node: &Option<Node>, errors: &mut Vec<Diagnostic>| {
             node.as_ref().map(|node| scope.apply(node, errors))
         };
-        let timeout = apply(&stage.timeout, errors).and_then(|node| settings::timeout(&stage.name, &node, errors));
-        let retries = apply(&stage.retries, errors).map_or(0, |node| settings::retries(&stage.name, &node, errors));
+        let timeout =
+            apply(&stage.timeout, errors).and_then(|node| settings::timeout(&stage.name, &node, errors));
+        let retries =
+            apply(&stage.retries, errors).map_or(0, |node| settings::retries(&stage.name, &node, errors));
         let env = apply(&stage.env, errors).map(|node| settings::env(&stage.name, &node, errors));
         let row = row?;
         Some(Instance {
@@ -140,7 +147,10 @@ impl Expansion<'_> {
             Pick::Paired => match project(row, &rows.axes) {
                 Some(label) => instances.by_label.get(&label).copied().into_iter().collect(),
                 None => {
-                    let message = format!("stage `{}` lacks an axis of `{name}`", stage.name);
+                    let lacking = rows.axes.iter().filter(|axis| row.iter().all(|(name, _)| name != *axis));
+                    let lacking = near::list(lacking.map(String::as_str));
+                    let message =
+                        format!("stage `{}` has no matrix axis {lacking}, which `{name}` has", stage.name);
                     let help = format!(
                         "take all with `{name}[*]`, one with `{name}[{}]`, or give stage `{}` that axis",
                         label(&rows.rows[0]),
@@ -162,7 +172,9 @@ impl Expansion<'_> {
             Pick::Values(values) if !values.iter().any(|value| value == "*") => {
                 instances.by_label.get(&values.join(",")).copied().into_iter().collect()
             }
-            Pick::Values(values) => (0..rows.rows.len()).filter(|&index| fits(&rows.rows[index], values)).collect(),
+            Pick::Values(values) => {
+                (0..rows.rows.len()).filter(|&index| fits(&rows.rows[index], values)).collect()
+            }
         };
         if found.is_empty() {
             let wanted = match pick {
@@ -234,7 +246,9 @@ fn has(instances: &Instances) -> String {
 }
 
 fn fits(row: &Row, values: &[String]) -> bool {
-    row.iter().zip(values).all(|((_, node), value)| value == "*" || node.datum.scalar().as_ref() == Some(value))
+    row.iter()
+        .zip(values)
+        .all(|((_, node), value)| value == "*" || node.datum.scalar().as_ref() == Some(value))
 }
 
 /// Labels tell siblings apart: where two are the same, they become whole instance names.
@@ -272,7 +286,11 @@ fn check_names(stage: &RawStage, kind: &dyn Stage, errors: &mut Vec<Diagnostic>)
         } else if let Some(help) = near::did_you_mean(key, known()) {
             error.help(help)
         } else {
-            error.help(format!("kind `{}` takes {}", kind.kind(), near::list(params.iter().map(|param| param.name))))
+            error.help(format!(
+                "kind `{}` takes {}",
+                kind.kind(),
+                near::list(params.iter().map(|param| param.name))
+            ))
         });
     }
     if matches!(kind.inputs(), Ports::Any) {
@@ -307,7 +325,9 @@ fn check_count(
     errors: &mut Vec<Diagnostic>,
 ) {
     for (number, (one, item)) in refs.iter().enumerate() {
-        if let Some((_, first)) = refs[..number].iter().rev().take(64).find(|(other, _)| other.producer == one.producer) {
+        if let Some((_, first)) =
+            refs[..number].iter().rev().take(64).find(|(other, _)| other.producer == one.producer)
+        {
             let message = format!("input `{input}` takes `{}` twice", one.producer);
             let error = Diagnostic::new(message, item.span.clone(), "again here");
             errors.push(error.and(first.span.clone(), "first here"));
@@ -317,7 +337,11 @@ fn check_count(
     let Some(port) = ports.iter().find(|port| port.name == input) else { return };
     if port.many != Many::Several && refs.len() > 1 {
         let message = format!("input `{input}` of stage `{}` takes one artifact", stage.name);
-        let label = format!("these are {}: {}", refs.len(), near::list(refs.iter().take(6).map(|(one, _)| one.producer.0.as_str())));
+        let label = format!(
+            "these are {}: {}",
+            refs.len(),
+            near::list(refs.iter().take(6).map(|(one, _)| one.producer.0.as_str()))
+        );
         let error = Diagnostic::new(message, node.span.clone(), label);
         errors.push(error.help("name one stage; `STAGE[…]` picks one instance of a matrix"));
     }
@@ -340,7 +364,9 @@ fn config(
                 // An axis that could not be worked out may be what sets it.
                 (Fallback::Required, None) if stage.matrix.is_some() => {}
                 (Fallback::Required, _) => errors.push(missing(stage, kind, param)),
-                (fallback, _) => config.extend(check::default(&fallback).map(|value| (param.name.into(), value))),
+                (fallback, _) => {
+                    config.extend(check::default(&fallback).map(|value| (param.name.into(), value)))
+                }
             }
             continue;
         };
@@ -393,7 +419,9 @@ fn located(stage: &RawStage, error: ConfigError) -> Diagnostic {
     let span = entry.map_or_else(|| stage.span.clone(), |entry| entry.node.span.clone());
     let message = match error.key.as_str() {
         "" => format!("stage `{}`: {}", stage.name, error.message),
-        key if error.message.contains(&format!("`{key}`")) => format!("stage `{}`: {}", stage.name, error.message),
+        key if error.message.contains(&format!("`{key}`")) => {
+            format!("stage `{}`: {}", stage.name, error.message)
+        }
         key => format!("`{key}` in stage `{}` {}", stage.name, error.message),
     };
     Diagnostic::new(message, span, "")

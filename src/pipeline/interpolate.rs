@@ -44,7 +44,10 @@ impl Scope<'_> {
             Datum::Text(text) => return self.text(text, node, errors),
             Datum::List(items) => Datum::List(items.iter().map(|item| self.apply(item, errors)).collect()),
             Datum::Table(entries) => Datum::Table(
-                entries.iter().map(|entry| Entry { node: self.apply(&entry.node, errors), ..entry.clone() }).collect(),
+                entries
+                    .iter()
+                    .map(|entry| Entry { node: self.apply(&entry.node, errors), ..entry.clone() })
+                    .collect(),
             ),
             other => other.clone(),
         };
@@ -123,7 +126,9 @@ impl Scope<'_> {
             let known = self.vars.keys().map(String::as_str);
             let help = near::did_you_mean(name, known)
                 .unwrap_or_else(|| format!("declare it: `{name} = …` under `[vars]`"));
-            errors.push(Diagnostic::new(format!("unknown variable `{name}`"), span, "not in `[vars]`").help(help));
+            errors.push(
+                Diagnostic::new(format!("unknown variable `{name}`"), span, "not in `[vars]`").help(help),
+            );
         }
         found
     }
@@ -193,7 +198,7 @@ fn parts(text: &str) -> Result<Vec<Part>, Mistake> {
             let name = &rest[2..length];
             let range = at..at + length + 1;
             if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
-                return Err(Mistake { range, message: format!("`{name}` is no name of a variable") });
+                return Err(Mistake { range, message: format!("`${{{name}}}` does not name a variable") });
             }
             if !literal.is_empty() {
                 parts.push(Part::Literal(std::mem::take(&mut literal)));

@@ -45,7 +45,8 @@ pub fn expand(stage: &str, matrix: &Node, scope: &Scope<'_>, errors: &mut Vec<Di
     let entries = table(node, &what, errors)?;
     let (special, axes): (Vec<Entry>, Vec<Entry>) =
         entries.into_iter().partition(|entry| entry.key == "include" || entry.key == "exclude");
-    let axes: Vec<(String, Vec<Node>)> = axes.into_iter().filter_map(|axis| read_axis(axis, errors)).collect();
+    let axes: Vec<(String, Vec<Node>)> =
+        axes.into_iter().filter_map(|axis| read_axis(axis, errors)).collect();
     let include = tables(find(&special, "include"), errors);
     let exclude = tables(find(&special, "exclude"), errors);
     if errors.len() > before {
@@ -77,7 +78,11 @@ fn read_axis(axis: Entry, errors: &mut Vec<Diagnostic>) -> Option<(String, Vec<N
         return None;
     };
     if values.is_empty() {
-        errors.push(node.with_via(Diagnostic::new(format!("{what} is empty"), node.span.clone(), "no values")));
+        errors.push(node.with_via(Diagnostic::new(
+            format!("{what} is empty"),
+            node.span.clone(),
+            "no values",
+        )));
         return None;
     }
     let mut seen: HashMap<String, &Node> = HashMap::new();
@@ -88,7 +93,8 @@ fn read_axis(axis: Entry, errors: &mut Vec<Diagnostic>) -> Option<(String, Vec<N
             continue;
         };
         if let Some(first) = seen.get(&text) {
-            let error = Diagnostic::new(format!("{what} has `{text}` twice"), value.span.clone(), "again here");
+            let error =
+                Diagnostic::new(format!("{what} has `{text}` twice"), value.span.clone(), "again here");
             errors.push(error.and(first.span.clone(), "first here"));
             good = false;
         } else {
@@ -123,9 +129,9 @@ fn tables(entry: Option<&Entry>, errors: &mut Vec<Diagnostic>) -> Vec<(Node, Vec
     };
     let read = |item: &Node, errors: &mut Vec<Diagnostic>| {
         let entries = table(item.clone(), &format!("an item of {what}"), errors)?;
-        let values = entries.iter().map(|entry| {
-            axis_value(&entry.node, &format!("matrix axis `{}`", entry.key), errors)
-        });
+        let values = entries
+            .iter()
+            .map(|entry| axis_value(&entry.node, &format!("matrix axis `{}`", entry.key), errors));
         let good = values.collect::<Vec<_>>().iter().all(Option::is_some);
         good.then(|| (item.clone(), entries))
     };
@@ -159,7 +165,12 @@ fn product(
     Some(rows)
 }
 
-fn remove(rows: &mut Vec<Row>, axes: &[String], exclude: &[(Node, Vec<Entry>)], errors: &mut Vec<Diagnostic>) {
+fn remove(
+    rows: &mut Vec<Row>,
+    axes: &[String],
+    exclude: &[(Node, Vec<Entry>)],
+    errors: &mut Vec<Diagnostic>,
+) {
     for (item, wanted) in exclude {
         if !known_axes(axes, wanted, errors) {
             continue;
@@ -190,7 +201,8 @@ fn add(rows: &mut Vec<Row>, axes: &[String], include: Vec<(Node, Vec<Entry>)>, e
         let name = label(&row);
         match seen.get(&name) {
             Some(first) => {
-                let error = Diagnostic::new(format!("instance `{name}` exists already"), item.span.clone(), "");
+                let error =
+                    Diagnostic::new(format!("instance `{name}` exists already"), item.span.clone(), "");
                 errors.push(match first {
                     Some(first) => error.and(first.span.clone(), "first here"),
                     None => error.help("the axes make it; leave it out here"),
@@ -208,7 +220,8 @@ fn known_axes(axes: &[String], entries: &[Entry], errors: &mut Vec<Diagnostic>) 
     let before = errors.len();
     for entry in entries.iter().filter(|entry| !axes.contains(&entry.key)) {
         let help = near::did_you_mean(&entry.key, axes.iter().map(String::as_str));
-        let help = help.unwrap_or_else(|| format!("the axes are {}", near::list(axes.iter().map(String::as_str))));
+        let help =
+            help.unwrap_or_else(|| format!("the axes are {}", near::list(axes.iter().map(String::as_str))));
         let message = format!("unknown matrix axis `{}`", entry.key);
         errors.push(Diagnostic::new(message, entry.key_span.clone(), "").help(help));
     }

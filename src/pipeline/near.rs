@@ -5,10 +5,11 @@ pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) ->
     nearest(name, known).map(|known| format!("did you mean `{known}`?"))
 }
 
-/// The closest of `known`: a third of the letters may differ, in any order of two neighbours.
+/// The closest of `known`: every third letter may differ; two swapped neighbours count as one.
+/// Numbers are never near each other.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = name.to_lowercase();
-    let limit = (name.chars().count().div_ceil(3)).max(1);
+    let limit = if name.parse::<f64>().is_ok() { 0 } else { (name.chars().count() + 1) / 3 };
     known
         .into_iter()
         .filter(|known| known.len().abs_diff(name.len()) <= limit)
@@ -32,6 +33,7 @@ mod tests {
         assert_eq!(nearest("rnak", ["rank", "alpha"]), Some("rank"));
         assert_eq!(nearest("Rank", ["rank"]), Some("rank"));
         assert_eq!(nearest("learning", ["lr", "rank"]), None);
-        assert_eq!(nearest("x", ["rank"]), None);
+        assert_eq!(nearest("x", ["rank", "y"]), None);
+        assert_eq!(nearest("16", ["8", "15"]), None);
     }
 }

@@ -33,7 +33,9 @@ fn one(root: &mut Vec<Entry>, source: usize, text: &str, errors: &mut Vec<Diagno
         ["vars", variable] | [variable] => set_variable(root, variable, key, value, errors),
         _ => {
             let error = Diagnostic::new(format!("`--set` cannot reach `{name}`"), key, "");
-            errors.push(error.help("it sets a variable (`rank=8`) or a key of a stage (`stages.train.rank=8`)"));
+            errors.push(
+                error.help("it sets a variable (`rank=8`) or a key of a stage (`stages.train.rank=8`)"),
+            );
         }
     }
 }

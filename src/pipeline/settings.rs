@@ -40,7 +40,12 @@ pub fn retries(stage: &str, node: &Node, errors: &mut Vec<Diagnostic>) -> u32 {
     match node.datum {
         Datum::Int(count @ 0..=1000) => u32::try_from(count).unwrap_or(0),
         _ => {
-            wrong_type(node, &format!("`retries` of stage `{stage}`"), "a whole number between 0 and 1000", errors);
+            wrong_type(
+                node,
+                &format!("`retries` of stage `{stage}`"),
+                "a whole number between 0 and 1000",
+                errors,
+            );
             0
         }
     }
