@@ -108,8 +108,11 @@ pub fn files_below(root: &Path) -> Result<Vec<PathBuf>, Error> {
             } else if kind.is_file() {
                 found.push(path.strip_prefix(root).expect("read below root").to_owned());
             } else {
-                return Err(Error::new(Exit::Failed, format!("`{}` is neither a file nor a folder", path.display()))
-                    .hint("write plain files into the output folder; copy what a link points to"));
+                return Err(Error::new(
+                    Exit::Failed,
+                    format!("`{}` is neither a file nor a folder", path.display()),
+                )
+                .hint("write plain files into the output folder; copy what a link points to"));
             }
         }
     }

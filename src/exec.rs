@@ -39,7 +39,8 @@ impl JobFile {
     pub const PROGRAM: &'static str = concat!("pipe ", env!("CARGO_PKG_VERSION"));
 }
 
-/// Runs the job and reports. The exit code repeats what the last event said.
+/// Runs the job and reports. Where this process leads a group, as a runner starts it, the whole group
+/// ends with it: the runner goes by the last event. Elsewhere the exit code repeats what that event said.
 ///
 /// # Errors
 /// If the job file cannot be read, or is not for this program.
@@ -61,9 +62,10 @@ pub fn exec_stage(job: &Path, registry: &Registry) -> Result<Exit, Error> {
     let result = result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Err(StageError::new(format!("the stage broke off: {text}")).hint("this is a bug of the stage kind; its log says more"))
+        Err(StageError::new(format!("the stage broke off: {text}"))
+            .hint("this is a bug of the stage kind; its log says more"))
     });
-    Ok(match result {
+    let exit = match result {
         Ok(()) => {
             Lines.report(Event::Finished);
             Exit::Ok
@@ -73,7 +75,9 @@ pub fn exec_stage(job: &Path, registry: &Registry) -> Result<Exit, Error> {
             Lines.report(Event::Failed { message: error.message, hint: error.hint, cancelled });
             if cancelled { Exit::Stopped } else { Exit::Failed }
         }
-    })
+    };
+    end_group();
+    Ok(exit)
 }
 
 fn run(job: &JobFile, registry: &Registry, stop: &AtomicBool) -> Result<(), StageError> {
@@ -81,7 +85,9 @@ fn run(job: &JobFile, registry: &Registry, stop: &AtomicBool) -> Result<(), Stag
         .get(&job.kind)
         .ok_or_else(|| StageError::new(format!("this program has no stage kind `{}`", job.kind)))?;
     let planned = stage.plan(&job.config).map_err(|errors| {
-        StageError::new(errors.iter().map(|e| format!("`{}`: {}", e.key, e.message)).collect::<Vec<_>>().join("; "))
+        StageError::new(
+            errors.iter().map(|e| format!("`{}`: {}", e.key, e.message)).collect::<Vec<_>>().join("; "),
+        )
     })?;
     for note in planned.preview(&job.inputs)? {
         Lines.report(Event::Note { text: note });
@@ -99,6 +105,15 @@ impl Reporter for Lines {
         line.push('\n');
         // A runner that no longer listens has closed the lifeline as well; that ends this process.
         let _ = std::io::stdout().lock().write_all(line.as_bytes());
+    }
+}
+
+/// Ends what the stage left behind, and this process with it. It cannot be left to the runner, which may
+/// be gone by now: an orphan would hold the key's lock for as long as it lives.
+fn end_group() {
+    let group = rustix::process::getpgrp();
+    if group == rustix::process::getpid() {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
 }
 

@@ -48,7 +48,8 @@ pub enum Verdict {
 /// If the store, or a local file that a parameter names, cannot be read.
 pub fn plan(pipeline: &Pipeline, store: &Store, options: &Options) -> Result<Vec<Planned>, Error> {
     // Pools decide when things run, not whether.
-    let tasks = tasks(pipeline).into_iter().map(|task| Task { pool: String::new(), width: 1, ..task }).collect();
+    let tasks =
+        tasks(pipeline).into_iter().map(|task| Task { pool: String::new(), width: 1, ..task }).collect();
     let mut schedule = Schedule::new(tasks, &BTreeMap::new(), true);
     let mut objects: HashMap<StageId, Digest> = HashMap::new();
     let mut planned: Vec<Option<Planned>> = vec![None; pipeline.instances.len()];
@@ -81,7 +82,8 @@ fn judge(
 ) -> Result<Planned, Error> {
     let id = instance.id.clone();
     let Some(fields) = KeyFields::of(instance, |id| objects.get(id).copied(), outside)? else {
-        let unknown = instance.inputs.values().flatten().filter(|input| !objects.contains_key(&input.producer));
+        let unknown =
+            instance.inputs.values().flatten().filter(|input| !objects.contains_key(&input.producer));
         let mut names: Vec<String> = unknown.map(|input| input.producer.0.clone()).collect();
         names.dedup();
         let verdict = Verdict::MayRun(names.iter().map(|name| format!("`{name}` is made anew")).collect());

@@ -159,7 +159,8 @@ impl<'a> Run<'a> {
                 match action {
                     Do::Check(task) => self.check(task, &mut outside)?,
                     Do::Start(task, slots) => {
-                        self.progress.update(&self.pipeline.instances[task].id, &Update::Started { slots: &slots });
+                        self.progress
+                            .update(&self.pipeline.instances[task].id, &Update::Started { slots: &slots });
                         spawn(self.attempt(task, slots), sender.clone());
                     }
                 }
@@ -201,10 +202,14 @@ impl<'a> Run<'a> {
                 self.objects.insert(instance.id.clone(), action.object);
                 self.outcomes[task].action = Some(action);
                 self.schedule.checked(task, true);
-                self.progress.update(&instance.id, &Update::Ended { state: State::Cached, seconds: 0.0, failure: None });
+                self.progress.update(
+                    &instance.id,
+                    &Update::Ended { state: State::Cached, seconds: 0.0, failure: None },
+                );
             }
             None if frozen => {
-                let message = "its result is not in the store, and it is not among the stages to run".to_owned();
+                let message =
+                    "its result is not in the store, and it is not among the stages to run".to_owned();
                 let hint = Some("use `--until` in place of `--only`".to_owned());
                 self.end(task, Ending::Failed, None, Some(Failure::new(message, hint)));
             }
@@ -216,7 +221,8 @@ impl<'a> Run<'a> {
     fn attempt(&self, task: usize, slots: Vec<usize>) -> Attempt<'a> {
         let instance = &self.pipeline.instances[task];
         let inputs = instance.inputs.iter().map(|(name, producers)| {
-            let artifacts = producers.iter().map(|input| (input.label.clone(), self.objects[&input.producer]));
+            let artifacts =
+                producers.iter().map(|input| (input.label.clone(), self.objects[&input.producer]));
             (name.clone(), artifacts.collect())
         });
         Attempt {
@@ -238,13 +244,20 @@ impl<'a> Run<'a> {
             Message::Told(task, event) => {
                 self.progress.update(&self.pipeline.instances[task].id, &Update::Told(&event));
             }
-            Message::Waiting(task) => self.progress.update(&self.pipeline.instances[task].id, &Update::Waiting),
+            Message::Waiting(task) => {
+                self.progress.update(&self.pipeline.instances[task].id, &Update::Waiting)
+            }
             Message::Retrying(task, attempt, why) => {
-                self.progress.update(&self.pipeline.instances[task].id, &Update::Retrying { attempt, why: &why });
+                self.progress
+                    .update(&self.pipeline.instances[task].id, &Update::Retrying { attempt, why: &why });
             }
             Message::Ended(task, ending, action, failure) => {
                 if let Some(action) = &action {
-                    self.store.note_latest(&self.pipeline.name, &self.pipeline.instances[task].id.0, action)?;
+                    self.store.note_latest(
+                        &self.pipeline.name,
+                        &self.pipeline.instances[task].id.0,
+                        action,
+                    )?;
                 }
                 self.end(task, ending, action, failure);
             }
@@ -273,7 +286,8 @@ pub fn tasks(pipeline: &Pipeline) -> Vec<Task> {
         pipeline.instances.iter().enumerate().map(|(index, instance)| (&instance.id, index)).collect();
     let task = |instance: &Instance| {
         let producers = instance.inputs.values().flatten();
-        let mut needs: Vec<usize> = producers.filter_map(|input| index.get(&input.producer).copied()).collect();
+        let mut needs: Vec<usize> =
+            producers.filter_map(|input| index.get(&input.producer).copied()).collect();
         needs.sort_unstable();
         needs.dedup();
         Task { needs, pool: instance.kind.pool().name().to_owned(), width: width(instance) }

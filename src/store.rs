@@ -41,7 +41,8 @@ mod stat_cache;
 const VERSION: u32 = 1;
 
 /// <https://bford.info/cachedir/>: backup programs leave such a folder out.
-const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of `pipe`.\n";
+const CACHEDIR_TAG: &str =
+    "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of `pipe`.\n";
 
 /// An open store.
 #[derive(Clone, Debug)]
@@ -136,14 +137,9 @@ impl Store {
         if !force && let Some(action) = self.lookup(key)? {
             return Ok(Entry::Hit(Box::new(action)));
         }
-        let attempts = self.root.join("attempts");
-        let attempt = tempfile::Builder::new()
-            .prefix(&format!("{}-", key.0.short()))
-            .tempdir_in(&attempts)
-            .map_err(io_at(&attempts))?
-            .keep();
-        // Like any folder of the store, and not for this user alone as temporary folders are.
-        let _ = fs::set_permissions(&attempt, std::os::unix::fs::PermissionsExt::from_mode(0o755));
+        // One place a key: whoever holds its lock is alone with it, and what a killed run left goes.
+        let attempt = self.root.join("attempts").join(key.to_string());
+        files::remove_tree(&attempt)?;
         let slot = Slot { store: self.clone(), key: *key, lock, attempt };
         for folder in [slot.out(), slot.work()] {
             fs::create_dir_all(&folder).map_err(io_at(&folder))?;
@@ -176,7 +172,7 @@ impl Store {
         if fs::read_to_string(&path).is_ok_and(|before| before == text) {
             return Ok(());
         }
-        files::write_atomic(&path, text.as_bytes())
+        files::write_quick(&path, text.as_bytes())
     }
 
     /// Digests of files outside the store.
@@ -217,7 +213,8 @@ impl Store {
     pub fn sweep(&self) {
         let Ok(entries) = fs::read_dir(self.root.join("attempts")) else { return };
         for entry in entries.flatten() {
-            let old = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
+            let old =
+                entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
             if old.is_some_and(|age| age > Duration::from_secs(24 * 3600)) {
                 // Best effort: what cannot be removed now is removed by a later run.
                 let _ = files::remove_tree(&entry.path());
@@ -231,7 +228,10 @@ fn accept_version(root: &Path, text: &str) -> Result<(), Error> {
         Ok(version) if version <= VERSION => Ok(()),
         Ok(version) => Err(Error::new(
             Exit::DamagedStore,
-            format!("the store `{}` has format {version}; this program knows up to {VERSION}", root.display()),
+            format!(
+                "the store `{}` has format {version}; this program knows up to {VERSION}",
+                root.display()
+            ),
         )
         .hint("use a newer `pipe`, or another store with `--store DIR`")),
         Err(_) => Err(Error::new(

@@ -38,11 +38,18 @@ fn text(stage: &Planned, last: Option<&Action>) -> String {
     let mut text = format!("{}: {verdict}\n", stage.id);
     text.extend(why.iter().map(|reason| format!("  {reason}\n")));
     if let Some(last) = last {
-        text += &format!("last result: {} in {:.1} s, output {}\n", last.started, last.seconds, last.object.short());
+        text += &format!(
+            "last result: {} in {:.1} s, output {}\n",
+            last.started,
+            last.seconds,
+            last.object.short()
+        );
     }
     if let Some(fields) = &stage.fields {
         text += "what makes this run what it is:\n";
-        text.extend(fields.explain().iter().map(|(name, value)| format!("  {name} = {}\n", shortened(value))));
+        text.extend(
+            fields.explain().iter().map(|(name, value)| format!("  {name} = {}\n", shortened(value))),
+        );
     }
     text
 }

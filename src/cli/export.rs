@@ -15,18 +15,22 @@ use crate::store::files::{remove_tree, sync_folder};
 pub fn run(args: &Export, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
     let (session, found) = Session::of_stage(&args.file, &args.stage, globals, registry)?;
     let &[index] = &found[..] else {
-        let names: Vec<String> = found.iter().map(|&one| format!("`{}`", session.pipeline.instances[one].id)).collect();
+        let names: Vec<String> =
+            found.iter().map(|&one| format!("`{}`", session.pipeline.instances[one].id)).collect();
         return Err(Error::usage(format!("`{}` has {} instances", args.stage, found.len()))
             .hint(format!("choose one of {}", names.join(", "))));
     };
     if args.dir.exists() && !args.force {
-        return Err(Error::usage(format!("`{}` exists", args.dir.display())).hint("choose another folder, or replace it with `--force`"));
+        return Err(Error::usage(format!("`{}` exists", args.dir.display()))
+            .hint("choose another folder, or replace it with `--force`"));
     }
     let _in_use = session.store.hold()?;
     let planned = plan(&session.pipeline, &session.store, &session.options)?;
     let Some(action) = &planned[index].action else {
-        let message = format!("`{}` has no stored result for what the pipeline file says now", planned[index].id);
-        return Err(Error::new(Exit::Failed, message).hint(format!("run it: `pipe run {}`", args.file.pipeline.display())));
+        let message =
+            format!("`{}` has no stored result for what the pipeline file says now", planned[index].id);
+        return Err(Error::new(Exit::Failed, message)
+            .hint(format!("run it: `pipe run {}`", args.file.pipeline.display())));
     };
     place(&session.store.objects.files(&action.object), &args.dir)?;
     anstream::eprintln!("{} → {}", planned[index].id, args.dir.display());
@@ -40,7 +44,8 @@ fn place(from: &Path, to: &Path) -> Result<(), Error> {
         _ => Path::new("."),
     };
     fs::create_dir_all(parent).map_err(io_at(parent))?;
-    let beside = tempfile::Builder::new().prefix(".pipe-export-").tempdir_in(parent).map_err(io_at(parent))?;
+    let beside =
+        tempfile::Builder::new().prefix(".pipe-export-").tempdir_in(parent).map_err(io_at(parent))?;
     let new = beside.path().join("new");
     fs::create_dir(&new).map_err(io_at(&new))?;
     for file in files_below(from)? {
@@ -64,7 +69,9 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) | 0o200;
     fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(mode)).map_err(io_at(to))?;
     if Digest::of_file(from)? != Digest::of_file(to)? {
-        return Err(Error::new(Exit::Failed, format!("`{}` is not what was copied", to.display())).hint("try again"));
+        return Err(
+            Error::new(Exit::Failed, format!("`{}` is not what was copied", to.display())).hint("try again")
+        );
     }
     Ok(())
 }

@@ -16,7 +16,9 @@ pub fn run(args: &Gc, globals: &Globals) -> Result<Exit, Error> {
         anstream::eprintln!("waiting for the runs that use `{}`", store.root().display());
     })?;
     if args.json {
-        return print_json(&serde_json::json!({"version": 1, "dry_run": args.dry_run, "collected": collected}));
+        return print_json(
+            &serde_json::json!({"version": 1, "dry_run": args.dry_run, "collected": collected}),
+        );
     }
     let (freed, kept) = (size(collected.bytes), size(collected.kept_bytes));
     let verb = if args.dry_run { "would remove" } else { "removed" };

@@ -15,7 +15,12 @@ pub fn run(args: &Logs, globals: &Globals, registry: &Registry) -> Result<Exit, 
     let mut missing = Vec::new();
     for stage in found.iter().map(|&index| &planned[index]) {
         // Without a key (an input is to be made anew) the last run of the same name is meant.
-        let of_run = || last.iter().rev().flat_map(|run| &run.stages).find(|one| one.stage == stage.id.0 && one.key.is_some());
+        let of_run = || {
+            last.iter()
+                .rev()
+                .flat_map(|run| &run.stages)
+                .find(|one| one.stage == stage.id.0 && one.key.is_some())
+        };
         let key = stage.key.or_else(|| Some(crate::key::StageKey(of_run()?.key?)));
         let log = key.map(|key| session.store.log_path(&key)).filter(|path| path.exists());
         let Some(log) = log else {
@@ -34,7 +39,8 @@ pub fn run(args: &Logs, globals: &Globals, registry: &Registry) -> Result<Exit, 
     }
     if missing.len() == found.len() {
         let message = format!("{} has not run yet", missing.join(", "));
-        return Err(Error::new(Exit::Failed, message).hint(format!("run it: `pipe run {}`", args.file.pipeline.display())));
+        return Err(Error::new(Exit::Failed, message)
+            .hint(format!("run it: `pipe run {}`", args.file.pipeline.display())));
     }
     Ok(Exit::Ok)
 }

@@ -45,8 +45,9 @@ pub fn text(planned: &[Planned]) -> String {
     }
     let count = |name: &str| planned.iter().filter(|stage| answer(&stage.verdict).0 == name).count();
     let figures = format!(
-        "{} stages: {} cached, {} will run, {} may run\n",
+        "{} {}: {} cached, {} will run, {} may run\n",
         planned.len(),
+        if planned.len() == 1 { "stage" } else { "stages" },
         count("cached"),
         count("will run"),
         count("may run")

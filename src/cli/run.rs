@@ -22,13 +22,20 @@ use crate::runner::{self, Outcome, StageOutcome};
 use crate::schedule::State;
 use crate::store::{RunRecord, StageRecord, Store};
 
+/// How many stages' outputs are offered for export at the end.
+const EXPORTS: usize = 6;
+
 /// Runs the command.
 pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
     let started = jiff::Timestamp::now();
     let mut session = Session::open(&args.file, &args.selection, args.force, args.check, globals, registry)?;
     if args.dry_run {
         let planned = plan(&session.pipeline, &session.store, &session.options)?;
-        return if args.json { print_json(&plan_command::document(&planned)) } else { print(&plan_command::text(&planned)) };
+        return if args.json {
+            print_json(&plan_command::document(&planned))
+        } else {
+            print(&plan_command::text(&planned))
+        };
     }
     session.count_adapters(registry)?;
     session.options.keep_going = args.keep_going;
@@ -96,13 +103,23 @@ fn exit(outcome: &Outcome, stop: &Stop, signal: u8) -> Exit {
     }
 }
 
-fn record(args: &Run, pipeline: &Pipeline, started: jiff::Timestamp, outcome: &Outcome, exit: Exit) -> RunRecord {
+fn record(
+    args: &Run,
+    pipeline: &Pipeline,
+    started: jiff::Timestamp,
+    outcome: &Outcome,
+    exit: Exit,
+) -> RunRecord {
     let stage = |stage: &StageOutcome| StageRecord {
         stage: stage.id.0.clone(),
         state: format!("{:?}", stage.state).to_lowercase(),
         key: stage.key.map(|key| key.0),
         object: stage.action.as_ref().map(|action| action.object),
-        seconds: stage.action.as_ref().filter(|_| stage.state == State::Done).map_or(0.0, |action| action.seconds),
+        seconds: stage
+            .action
+            .as_ref()
+            .filter(|_| stage.state == State::Done)
+            .map_or(0.0, |action| action.seconds),
     };
     RunRecord {
         id: RunRecord::name(started),
@@ -127,7 +144,9 @@ fn tables(store: &Store, pipeline: &Pipeline, outcome: &Outcome) -> String {
     let mut text = String::new();
     for (instance, stage) in pipeline.instances.iter().zip(&outcome.stages) {
         let Some(action) = &stage.action else { continue };
-        let Ok(bytes) = std::fs::read(store.objects.files(&action.object).join(Table::FILE)) else { continue };
+        let Ok(bytes) = std::fs::read(store.objects.files(&action.object).join(Table::FILE)) else {
+            continue;
+        };
         // A program's own `summary.json` may be of any form; only ours is shown.
         let Ok(table) = serde_json::from_slice::<Table>(&bytes) else { continue };
         let rows: Vec<Vec<String>> = std::iter::once(table.columns).chain(table.rows).collect();
@@ -137,7 +156,13 @@ fn tables(store: &Store, pipeline: &Pipeline, outcome: &Outcome) -> String {
 }
 
 /// The closing lines on standard error.
-fn tell(args: &Run, globals: &Globals, pipeline: &Pipeline, outcome: &Outcome, exit: Exit) -> Result<(), Error> {
+fn tell(
+    args: &Run,
+    globals: &Globals,
+    pipeline: &Pipeline,
+    outcome: &Outcome,
+    exit: Exit,
+) -> Result<(), Error> {
     if globals.quiet {
         for stage in &outcome.stages {
             for line in stage.failure.iter().flat_map(|failure| failure.lines(&stage.id)) {
@@ -147,13 +172,14 @@ fn tell(args: &Run, globals: &Globals, pipeline: &Pipeline, outcome: &Outcome, e
         return Ok(());
     }
     anstream::eprintln!("{}", closing(outcome));
-    let again = format!("pipe run {}", command_tail(args, ""));
+    let again = format!("pipe run {}", command_tail(args, globals, ""));
     match exit {
         Exit::Ok => {
             let leaves = Graph::new(pipeline)?.leaves();
-            for leaf in leaves.into_iter().map(|leaf| &pipeline.instances[leaf].id) {
+            for leaf in leaves.iter().take(EXPORTS).map(|&leaf| &pipeline.instances[leaf].id) {
                 let dir = leaf.0.replace('[', "-").replace(']', "").replace(',', "-");
-                anstream::eprintln!("  pipe export {} {dir}", command_tail(args, &quoted(&leaf.0)));
+                let words = command_tail(args, globals, &format!("{} {}", quoted(&leaf.0), quoted(&dir)));
+                anstream::eprintln!("  pipe export {words}");
             }
         }
         Exit::Stopped | Exit::Signal(_) => anstream::eprintln!("stopped; go on with: {again}"),
@@ -162,8 +188,12 @@ fn tell(args: &Run, globals: &Globals, pipeline: &Pipeline, outcome: &Outcome, e
     Ok(())
 }
 
-fn command_tail(args: &Run, stage: &str) -> String {
+/// What follows the command's name: the file, `stage`, and what else this run was told.
+fn command_tail(args: &Run, globals: &Globals, stage: &str) -> String {
     let mut words = vec![quoted(&args.file.pipeline.display().to_string())];
+    if std::env::var_os("PIPE_STORE").is_none() && globals.store.as_os_str() != ".pipe" {
+        words.push(format!("--store {}", quoted(&globals.store.display().to_string())));
+    }
     if !stage.is_empty() {
         words.push(stage.to_owned());
     }
@@ -174,7 +204,11 @@ fn command_tail(args: &Run, stage: &str) -> String {
 /// A word as a shell takes it.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// `9 stages: 7 cached, 2 ran, 0 failed in 12.3 s`

@@ -66,7 +66,12 @@ impl Session {
 
     /// The same for commands that ask about one stage: it and what it needs. The stage's instances are
     /// the last to be named in the answer.
-    pub fn of_stage(file: &File, stage: &str, globals: &Globals, registry: &Registry) -> Result<(Self, Vec<usize>), Error> {
+    pub fn of_stage(
+        file: &File,
+        stage: &str,
+        globals: &Globals,
+        registry: &Registry,
+    ) -> Result<(Self, Vec<usize>), Error> {
         let selection = Selection { until: vec![stage.to_owned()], only: Vec::new() };
         let session = Self::open(file, &selection, false, Check::Stat, globals, registry)?;
         let found = select(&session.pipeline, stage)?;
@@ -85,7 +90,8 @@ impl Session {
             let device = instance.config.get("device").and_then(|value| value.as_str()).unwrap_or("auto");
             instance.kind.pool() == Pool::Gpu && !device.starts_with("cpu") && !device.starts_with("software")
         };
-        let candidates: Vec<usize> = (0..self.pipeline.instances.len()).filter(|&index| wants(index)).collect();
+        let candidates: Vec<usize> =
+            (0..self.pipeline.instances.len()).filter(|&index| wants(index)).collect();
         let mut slots = 1;
         if registry.devices.is_some() && !candidates.is_empty() {
             let planned = plan(&self.pipeline, &self.store, &self.options)?;
@@ -101,9 +107,18 @@ impl Session {
 /// How many hardware adapters there are, asked in a process of its own since drivers may crash.
 fn hardware() -> usize {
     let probe = || {
-        let output = Command::new(std::env::current_exe().ok()?).arg("probe-devices").stdin(Stdio::null()).output().ok()?;
+        let output = Command::new(std::env::current_exe().ok()?)
+            .arg("probe-devices")
+            .stdin(Stdio::null())
+            .output()
+            .ok()?;
         let adapters: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).ok()?;
-        Some(adapters.iter().filter(|one| one["request"].as_str().is_some_and(|name| name.starts_with("gpu"))).count())
+        Some(
+            adapters
+                .iter()
+                .filter(|one| one["request"].as_str().is_some_and(|name| name.starts_with("gpu")))
+                .count(),
+        )
     };
     // A probe that fails is told by the stage that opens the adapter, in better words.
     probe().unwrap_or(0)
@@ -111,10 +126,8 @@ fn hardware() -> usize {
 
 fn pools(pipeline: &Pipeline) -> BTreeMap<String, usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut pools = BTreeMap::from([
-        (Pool::Cpu.name().to_owned(), cores),
-        (Pool::Network.name().to_owned(), NETWORK),
-    ]);
+    let mut pools =
+        BTreeMap::from([(Pool::Cpu.name().to_owned(), cores), (Pool::Network.name().to_owned(), NETWORK)]);
     pools.extend(pipeline.pools.iter().map(|(name, slots)| (name.clone(), *slots)));
     pools
 }

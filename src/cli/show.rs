@@ -22,13 +22,16 @@ pub fn run(args: &Show, globals: &Globals) -> Result<Exit, Error> {
 /// The run that `name` begins; the last one without a name.
 fn find(mut runs: Vec<RunRecord>, name: Option<&str>) -> Result<RunRecord, Error> {
     let Some(name) = name else {
-        return runs.pop().ok_or_else(|| Error::usage("there are no runs yet").hint("start one with `pipe run PIPELINE`"));
+        return runs
+            .pop()
+            .ok_or_else(|| Error::usage("there are no runs yet").hint("start one with `pipe run PIPELINE`"));
     };
     runs.retain(|run| run.id.starts_with(name));
     match runs.len() {
         1 => Ok(runs.remove(0)),
         0 => Err(Error::usage(format!("there is no run `{name}`")).hint("`pipe runs` lists them")),
-        many => Err(Error::usage(format!("{many} runs begin with `{name}`")).hint("write more of its name; `pipe runs` lists them")),
+        many => Err(Error::usage(format!("{many} runs begin with `{name}`"))
+            .hint("write more of its name; `pipe runs` lists them")),
     }
 }
 
@@ -40,13 +43,22 @@ fn text(run: &RunRecord, actions: &[Option<Action>]) -> String {
     }
     let mut rows = vec![["stage", "state", "took", "key", "output"].map(str::to_owned).to_vec()];
     for (stage, action) in run.stages.iter().zip(actions) {
-        let short = |digest: Option<crate::digest::Digest>| digest.map_or("-".to_owned(), |digest| digest.short());
+        let short =
+            |digest: Option<crate::digest::Digest>| digest.map_or("-".to_owned(), |digest| digest.short());
         let took = action.as_ref().map_or("-".to_owned(), |action| format!("{:.1} s", action.seconds));
-        rows.push(vec![stage.stage.clone(), stage.state.clone(), took, short(stage.key), short(stage.object)]);
+        rows.push(vec![
+            stage.stage.clone(),
+            stage.state.clone(),
+            took,
+            short(stage.key),
+            short(stage.object),
+        ]);
     }
     text.push('\n');
     text += &align(&rows, "");
-    for action in actions.iter().flatten().filter(|action| !action.provenance.is_empty() || !action.warnings.is_empty()) {
+    for action in
+        actions.iter().flatten().filter(|action| !action.provenance.is_empty() || !action.warnings.is_empty())
+    {
         text += &format!("\n{} (ran {}):\n", action.stage, action.started);
         text.extend(action.provenance.iter().map(|(name, value)| format!("  {name}: {value}\n")));
         text.extend(action.warnings.iter().map(|warning| format!("  warning: {warning}\n")));

@@ -7,8 +7,9 @@ pub fn align(rows: &[Vec<String>], indent: &str) -> String {
     let cell = |row: &'_ [String], column: usize| row.get(column).cloned().unwrap_or_default();
     let width = |column: usize| rows.iter().map(|row| cell(row, column).chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    let numeric: Vec<bool> =
-        (0..columns).map(|column| rows.len() > 1 && rows[1..].iter().all(|row| is_figure(&cell(row, column)))).collect();
+    let numeric: Vec<bool> = (0..columns)
+        .map(|column| rows.len() > 1 && rows[1..].iter().all(|row| is_figure(&cell(row, column))))
+        .collect();
     let mut text = String::new();
     for row in rows {
         let mut line = indent.to_owned();
@@ -25,7 +26,9 @@ pub fn align(rows: &[Vec<String>], indent: &str) -> String {
 /// Whether a cell reads as a figure, unit or not: `12`, `-0.5`, `85 %`, `3.2 s`, or nothing.
 fn is_figure(cell: &str) -> bool {
     let cell = cell.trim_start_matches(['-', '+', '−']);
-    cell.is_empty() || (cell.starts_with(|c: char| c.is_ascii_digit()) && cell.chars().filter(|c| c.is_alphabetic()).count() <= 3)
+    cell.is_empty()
+        || (cell.starts_with(|c: char| c.is_ascii_digit())
+            && cell.chars().filter(|c| c.is_alphabetic()).count() <= 3)
 }
 
 /// Bytes for a person: `1.2 GB`.
@@ -48,7 +51,8 @@ mod tests {
     #[test]
     fn words_stand_left_and_figures_right() {
         let rows = [vec!["arm", "loss"], vec!["lora", "1.25"], vec!["dora 8", "10.5"]];
-        let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| (*cell).to_owned()).collect()).collect();
+        let rows: Vec<Vec<String>> =
+            rows.iter().map(|row| row.iter().map(|cell| (*cell).to_owned()).collect()).collect();
         assert_eq!(align(&rows, "  "), "  arm     loss\n  lora    1.25\n  dora 8  10.5\n");
     }
 }

@@ -20,8 +20,22 @@ use crate::error::{Error, Exit, io_at};
 
 /// Variables that say where things are, not what to compute: passed to every stage, in no key.
 const MACHINE: &[&str] = &[
-    "PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "LANG", "TZ", "LD_LIBRARY_PATH", "RUST_BACKTRACE", "RAYON_NUM_THREADS",
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "LANG",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "RUST_BACKTRACE",
+    "RAYON_NUM_THREADS",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
 ];
 
 /// Beginnings of such variables.
@@ -97,7 +111,11 @@ pub fn run(launch: &Launch<'_>, stop: &Stop, mut tell: impl FnMut(Event)) -> Res
 fn spawn(launch: &Launch<'_>, log: &File) -> Result<(Child, std::io::PipeWriter), Error> {
     let fail = |error: std::io::Error| Error::new(Exit::Failed, format!("cannot start a stage: {error}"));
     let (read, write) = std::io::pipe().map_err(fail)?;
-    let program = if cfg!(target_os = "linux") { "/proc/self/exe".into() } else { std::env::current_exe().map_err(fail)? };
+    let program = if cfg!(target_os = "linux") {
+        "/proc/self/exe".into()
+    } else {
+        std::env::current_exe().map_err(fail)?
+    };
     let mut command = Command::new(program);
     command.arg0("pipe").arg("exec-stage").arg(launch.job);
     command.env_clear().envs(std::env::vars().filter(|(name, _)| is_machine(name)));
@@ -199,7 +217,9 @@ fn judge(status: ExitStatus, last: Option<Ended>, watch: &Watch, launch: &Launch
         return Ended::Cancelled;
     }
     match status.signal() {
-        Some(signal) => Ended::Failed { message: format!("killed by {}", name_of(signal)), hint: hint_for(signal) },
+        Some(signal) => {
+            Ended::Failed { message: format!("killed by {}", name_of(signal)), hint: hint_for(signal) }
+        }
         None => Ended::Failed {
             message: format!("its process ended with code {} without a word", status.code().unwrap_or(-1)),
             hint: None,
@@ -214,7 +234,9 @@ fn name_of(signal: i32) -> String {
 
 fn hint_for(signal: i32) -> Option<String> {
     let hint = match signal {
-        libc_signals::KILL => "often the kernel, out of memory: see `dmesg`, and lower the stage's batch size",
+        libc_signals::KILL => {
+            "often the kernel, out of memory: see `dmesg`, and lower the stage's batch size"
+        }
         libc_signals::SEGV | libc_signals::BUS | libc_signals::ABRT => {
             "a crash in a driver or library: `pipe devices` tries the adapters; `device = \"cpu\"` does without"
         }

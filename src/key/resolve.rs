@@ -33,7 +33,9 @@ impl KeyFields {
         let env = instance.env.iter().map(|(name, value)| (name.clone(), env_value(name, value))).collect();
         let mut paths = std::collections::BTreeMap::new();
         for param in instance.kind.params().iter().filter(|param| param.path) {
-            let Some(path) = instance.config.get(param.name).and_then(|value| value.as_str()) else { continue };
+            let Some(path) = instance.config.get(param.name).and_then(|value| value.as_str()) else {
+                continue;
+            };
             let path = Path::new(path.strip_prefix("file://").unwrap_or(path));
             if path.exists() {
                 paths.insert(param.name.to_owned(), outside.digest(path)?);

@@ -74,7 +74,8 @@ impl Progress for Bars {
 }
 
 fn spinner(stage: &StageId) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:<20} {spinner} {elapsed} {msg}").expect("a constant template");
+    let style =
+        ProgressStyle::with_template("{prefix:<20} {spinner} {elapsed} {msg}").expect("a constant template");
     let bar = ProgressBar::new_spinner().with_style(style).with_prefix(stage.0.clone());
     bar.enable_steady_tick(Duration::from_millis(120));
     bar

@@ -90,7 +90,10 @@ impl Attempt<'_> {
                     });
                     return Ok((Ending::Done, Some(Box::new(action.map_err(failed)?))));
                 }
-                Ended::Failed { message, hint } => Failure { log: Some(log.clone()), tail: tail(&log), ..Failure::new(message, hint) },
+                Ended::Failed { message, hint } => {
+                    let hint = full_disk(self.store.root()).or(hint);
+                    Failure { log: Some(log.clone()), tail: tail(&log), ..Failure::new(message, hint) }
+                }
             };
             if attempt >= self.instance.retries {
                 return Err(why);
@@ -105,7 +108,13 @@ impl Attempt<'_> {
         unreachable!("the loop returns")
     }
 
-    fn launch(&self, slot: &Slot, log: &std::path::Path, sender: &Sender<Message>, told: &mut Told) -> Result<Ended, Error> {
+    fn launch(
+        &self,
+        slot: &Slot,
+        log: &std::path::Path,
+        sender: &Sender<Message>,
+        told: &mut Told,
+    ) -> Result<Ended, Error> {
         let job = JobFile {
             program: JobFile::PROGRAM.to_owned(),
             kind: self.fields.kind.clone(),
@@ -115,13 +124,16 @@ impl Attempt<'_> {
             work: slot.work(),
             devices: self.slots.clone(),
         };
-        let file = tempfile::Builder::new().prefix("job-").suffix(".json").tempfile().map_err(io_at(log))?;
+        let file = log.with_extension("job.json");
         let text = serde_json::to_vec_pretty(&job).expect("a job is plain data");
-        std::fs::write(file.path(), text).map_err(io_at(file.path()))?;
-        let launch = Launch { job: file.path(), lock: &slot.lock.0, log, env: self.env(), timeout: self.instance.timeout };
+        std::fs::write(&file, text).map_err(io_at(&file))?;
+        let launch =
+            Launch { job: &file, lock: &slot.lock.0, log, env: self.env(), timeout: self.instance.timeout };
         local::run(&launch, self.stop, |event| {
             match &event {
-                Event::Provenance { name, value } => drop(told.provenance.insert(name.clone(), value.clone())),
+                Event::Provenance { name, value } => {
+                    drop(told.provenance.insert(name.clone(), value.clone()))
+                }
                 Event::Warning { text } => told.warnings.push(text.clone()),
                 _ => {}
             }
@@ -158,7 +170,8 @@ impl Attempt<'_> {
         for (name, list) in &self.inputs {
             for (_, digest) in list {
                 if let Err(reason) = self.store.objects.check(digest, Check::Stat)? {
-                    let message = format!("input `{name}` changed while the stage ran: {reason}; nothing was stored");
+                    let message =
+                        format!("input `{name}` changed while the stage ran: {reason}; nothing was stored");
                     return Err(Error::new(Exit::Failed, message).hint("run again: the input is made anew"));
                 }
             }
@@ -179,10 +192,20 @@ fn failed(error: Error) -> Failure {
     Failure { exit: error.exit, ..Failure::new(error.message, error.hint) }
 }
 
+/// What a failure most likely comes from where the store's disk has no room left.
+fn full_disk(store: &std::path::Path) -> Option<String> {
+    const LITTLE: u64 = 256 << 10;
+    let disk = rustix::fs::statvfs(store).ok()?;
+    (disk.f_bavail * disk.f_frsize < LITTLE).then(|| {
+        format!("the disk that holds `{}` is full: free some space and run again; nothing that was finished is lost", store.display())
+    })
+}
+
 /// The last lines of a log.
 fn tail(log: &std::path::Path) -> Vec<String> {
     const LINES: usize = 20;
-    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text =
+        std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
 }

@@ -21,6 +21,15 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     sync_folder(folder)
 }
 
+/// The same without waiting for the disk: for what is advice, and good to lose.
+pub fn write_quick(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let folder = path.parent().expect("a file in the store has a folder");
+    let mut beside = tempfile::NamedTempFile::new_in(folder).map_err(io_at(folder))?;
+    beside.write_all(bytes).map_err(io_at(path))?;
+    beside.persist(path).map_err(|error| Error::io(path, &error.error))?;
+    Ok(())
+}
+
 /// Removes a folder and everything in it, also where its files are read-only. Gone is fine.
 pub fn remove_tree(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {

@@ -117,7 +117,8 @@ impl Store {
         let mut results = Vec::new();
         for key in self.keys()? {
             let path = self.action_path(&key);
-            let Some(action) = fs::read_to_string(&path).ok().and_then(|text| Action::from_text(&text)) else {
+            let Some(action) = fs::read_to_string(&path).ok().and_then(|text| Action::from_text(&text))
+            else {
                 continue;
             };
             let made = modified(&path)?;
@@ -142,8 +143,8 @@ impl Store {
             if !dry {
                 self.forget(&result.key)?;
                 let log = self.log_path(&result.key);
-                if log.exists() {
-                    fs::remove_file(&log).map_err(io_at(&log))?;
+                for file in [log.with_extension("job.json"), log].iter().filter(|file| file.exists()) {
+                    fs::remove_file(file).map_err(io_at(file))?;
                 }
             }
         }
@@ -268,7 +269,8 @@ pub fn parse_size(text: &str) -> Result<u64, Error> {
         // Sizes of stores lie far below 2^53.
         return Ok(bytes as u64);
     }
-    Err(Error::new(Exit::Usage, format!("`{text}` is no size")).hint("write it like `20GB`, `500MB` or `4GiB`"))
+    Err(Error::new(Exit::Usage, format!("`{text}` is no size"))
+        .hint("write it like `20GB`, `500MB` or `4GiB`"))
 }
 
 #[cfg(test)]

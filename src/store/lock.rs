@@ -39,8 +39,11 @@ impl KeyLock {
             }
             if patience.is_some_and(|patience| since.elapsed() >= patience) {
                 let waited = since.elapsed().as_secs_f64();
-                return Err(Error::new(Exit::LockTimeout, format!("another run held the stage for {waited:.1} s"))
-                    .hint("wait longer with `--lock-wait`, or stop the other run"));
+                return Err(Error::new(
+                    Exit::LockTimeout,
+                    format!("another run held the stage for {waited:.1} s"),
+                )
+                .hint("wait longer with `--lock-wait`, or stop the other run"));
             }
             if !told {
                 waiting();

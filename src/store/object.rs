@@ -174,7 +174,9 @@ impl Objects {
         let mut restat = false;
         for entry in &mut manifest.files {
             let path = root.join(&entry.path);
-            let Ok(stat) = Stat::of(&path) else { return Ok(Err(format!("`{}` is gone", entry.path.display()))) };
+            let Ok(stat) = Stat::of(&path) else {
+                return Ok(Err(format!("`{}` is gone", entry.path.display())));
+            };
             if stat == entry.stat && check == Check::Stat {
                 continue;
             }
@@ -235,7 +237,9 @@ impl Objects {
         let away = tempfile::tempdir_in(&self.trash).map_err(io_at(&self.trash))?;
         let folder = self.folder(digest);
         match fs::rename(&folder, away.path().join("object")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&folder, &error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(&folder, &error));
+            }
             _ => {}
         }
         remove_tree(away.path())

@@ -73,7 +73,9 @@ fn damage_is_a_miss_and_heals() {
         |file| fs::write(file, "").unwrap(),
         |file| fs::remove_file(file).unwrap(),
         |file| fs::write(file.with_file_name("extra"), "x").unwrap(),
-        |file| fs::write(file.parent().unwrap().parent().unwrap().with_file_name("manifest.json"), "{").unwrap(),
+        |file| {
+            fs::write(file.parent().unwrap().parent().unwrap().with_file_name("manifest.json"), "{").unwrap()
+        },
     ];
     for damage in damages {
         let (_folder, store) = store();
@@ -135,7 +137,9 @@ fn a_copied_store_is_still_a_hit() {
     let (folder, store) = store();
     make(&store, &key("a"), "text");
     let copy = folder.path().join("copy");
-    assert!(std::process::Command::new("cp").arg("-r").arg(store.root()).arg(&copy).status().unwrap().success());
+    assert!(
+        std::process::Command::new("cp").arg("-r").arg(store.root()).arg(&copy).status().unwrap().success()
+    );
     let copied = Store::open(&copy, Check::Stat).unwrap();
     assert!(matches!(enter(&copied, &key("a")), Entry::Hit(_)));
 }

@@ -121,7 +121,7 @@ fn a_full_disk_is_an_error_and_nothing_finished_is_lost() {
         eprintln!("not checked: no right to mount a file system");
         return;
     };
-    place.pipe("run p.toml").ends(1).says(&["large", "No space left"]);
+    place.pipe("run p.toml").ends(1).says(&["large", "is full"]);
     disk.remount("size=40m");
     place.run().counts(3, 1, 0);
 }

@@ -17,7 +17,7 @@ fn a_cycle_is_shown_whole() {
         stage("b", "true", "inputs = { x = \"a\" }"),
         stage("c", "true", "inputs = { x = \"b\" }"),
     ];
-    Place::new(&text.concat()).pipe("run p.toml").ends(2).says(&["cycle", "`a`", "`b`", "`c`"]);
+    Place::new(&text.concat()).pipe("run p.toml").ends(2).says(&["in a circle", "`a`", "`b`", "`c`"]);
 }
 
 #[test]

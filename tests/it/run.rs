@@ -199,7 +199,11 @@ fn json_is_one_object_a_line() {
 fn a_hundred_cached_stages_take_no_time() {
     let mut text = stage("s0", "echo x > $OUT/x", "");
     for i in 1..100 {
-        text += &stage(&format!("s{i}"), "echo x > $OUT/x", &format!("inputs = {{ a = \"s{}\" }}", i / 2));
+        text += &stage(
+            &format!("s{i}"),
+            &format!("echo {i} > $OUT/x"),
+            &format!("inputs = {{ a = \"s{}\" }}", i / 2),
+        );
     }
     let place = Place::new(&text);
     place.run().counts(0, 100, 0);
