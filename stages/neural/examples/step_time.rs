@@ -36,27 +36,34 @@ fn main() -> Result<(), StageError> {
     std::fs::create_dir_all(&dir)?;
     write_model(&dir)?;
     println!("{}; milliseconds a step, mean of {STEPS}", opened.label);
-    println!("method   step   gradients   norm+clip+AdamW   slices+refresh   evaluate");
+    println!("method   step   (processor)   gradients   norm+clip+AdamW   slices+refresh   evaluate");
     for method in ["full", "lora", "dora"] {
-        let [step, gradients, update, set, evaluate] = measure(&dir, method, &opened)?.map(|time| time.as_secs_f64() * 1e3);
-        println!("{method:6} {step:6.2} {gradients:11.2} {update:17.2} {set:16.2} {evaluate:10.2}");
+        let [step, gradients, update, set, evaluate] =
+            measure(&dir, method, &opened)?.map(|time| time.as_secs_f64() * 1e3);
+        println!(
+            "{method:6} {step:6.2} {processor:13.2} {gradients:11.2} {update:17.2} {set:16.2} {evaluate:10.2}"
+        );
     }
     std::fs::remove_dir_all(&dir)?;
     Ok(())
 }
 
-fn measure(dir: &std::path::Path, method: &str, opened: &Opened) -> Result<[Duration; 5], StageError> {
+fn measure(dir: &std::path::Path, method: &str, opened: &Opened) -> Result<[Duration; 6], StageError> {
     let mut trainer = Trainer::new(Team::One(Box::new(replica(dir, method, opened)?)), options())?;
     let batches: Vec<Batch> = (0..8).map(batch).collect();
     let pick = |index: u32| batches[index as usize % 8].clone();
     for index in 0..5 {
         trainer.step(vec![vec![pick(index)]])?;
     }
+    let busy = processor();
     let step = timed(|index| trainer.step(vec![vec![pick(index)]]).map(drop))?;
+    let busy = (processor() - busy) / STEPS;
     let evaluate = timed(|index| trainer.evaluate(&[pick(index)]).map(drop))?;
     let mut replica = replica(dir, method, opened)?;
     let share = |index: u32| Share { batches: vec![pick(index)], factors: vec![1e-3], keys: vec![1] };
-    let gradients = timed(|index| device::read(replica.gradients(&share(index))?.grads.remove(0).slice([0..1])).map(drop))?;
+    let gradients = timed(|index| {
+        device::read(replica.gradients(&share(index))?.grads.remove(0).slice_dim(0, 0..1)).map(drop)
+    })?;
     let grads = replica.gradients(&share(0))?.grads;
     let mut slabs: Vec<Slab> = replica.groups().into_iter().map(|(_, params)| Slab::new(params)).collect();
     let adam = options().adam;
@@ -66,14 +73,22 @@ fn measure(dir: &std::path::Path, method: &str, opened: &Opened) -> Result<[Dura
         for (slab, grad) in slabs.iter_mut().zip(&grads) {
             adam.update(slab, grad.clone() * factor.clone(), 1e-3, u64::from(index) + 1);
         }
-        device::read(slabs[0].params.clone().slice([0..1])).map(drop)
+        device::read(slabs[0].params.clone().slice_dim(0, 0..1)).map(drop)
     })?;
     let params: Vec<_> = slabs.iter().map(|slab| slab.params.clone()).collect();
     let set = timed(|_| {
         replica.set(&params);
-        device::read(replica.model().norm.weight.clone().slice([0..1])).map(drop)
+        device::read(replica.model().norm.weight.clone().slice_dim(0, 0..1)).map(drop)
     })?;
-    Ok([step, gradients, update, set, evaluate])
+    Ok([step, busy, gradients, update, set, evaluate])
+}
+
+/// Processor time of all threads so far, in steps of 10 ms; 0 where `/proc` is not.
+fn processor() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let ticks =
+        stat.split_whitespace().skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
+    Duration::from_millis(10 * ticks)
 }
 
 fn timed(mut work: impl FnMut(u32) -> Result<(), StageError>) -> Result<Duration, StageError> {
@@ -129,7 +144,9 @@ fn write_model(dir: &std::path::Path) -> Result<(), StageError> {
     let config = LlamaConfig::parse(CONFIG, &dir.join("config.json"))?;
     config.write(dir)?;
     let mut random = SplitMix64(3);
-    let mut value = |wide: bool| if wide { ((random.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 0.1 } else { 1.0 };
+    let mut value = |wide: bool| {
+        if wide { ((random.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 0.1 } else { 1.0 }
+    };
     let tensors = config.tensors().into_iter().map(|(name, shape)| {
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| value(shape.len() > 1)).collect();
         Tensor::f32(name, shape, values)

@@ -13,6 +13,7 @@ pub struct SplitMix64(pub u64);
 
 impl SplitMix64 {
     /// The next 64 bits.
+    #[expect(clippy::should_implement_trait, reason = "it never ends, so `Option` would only be in the way")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -77,9 +78,9 @@ impl Batch {
             batch.rows += 1;
             batch.ids.resize(batch.rows * length, 0);
             batch.attention.resize(batch.rows * length, false);
-            for next in first_label.max(1)..ids.len() {
+            for (next, &id) in ids.iter().enumerate().skip(first_label.max(1)) {
                 batch.positions.push((base + next - 1) as i32);
-                batch.targets.push(ids[next] as i32);
+                batch.targets.push(id as i32);
             }
         }
         batch

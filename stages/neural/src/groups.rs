@@ -122,7 +122,7 @@ struct Scatter<'a> {
 impl Scatter<'_> {
     fn next<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<D> {
         let end = self.start + shape.iter().product::<usize>();
-        let slice = self.flat.clone().slice([self.start..end]);
+        let slice = self.flat.clone().slice_dim(0, self.start..end);
         self.start = end;
         slice.reshape(shape)
     }

@@ -92,7 +92,7 @@ fn chunks<'a>(
         if to - from == n {
             return (h.clone(), targets.clone().unsqueeze_dim(1));
         }
-        (h.clone().slice([from..to]), targets.clone().slice([from..to]).unsqueeze_dim(1))
+        (h.clone().slice_dim(0, from..to), targets.clone().slice_dim(0, from..to).unsqueeze_dim(1))
     })
 }
 
@@ -144,7 +144,7 @@ mod tests {
         let whole = nll(&h, &w, &t);
         assert_eq!(whole.dims(), [5]);
         let one_by_one: Vec<_> = (0..5)
-            .map(|row| nll(&h.clone().slice([row..row + 1]), &w, &t.clone().slice([row..row + 1])))
+            .map(|row| nll(&h.clone().slice_dim(0, row..row + 1), &w, &t.clone().slice_dim(0, row..row + 1)))
             .collect();
         assert!(far(whole.clone(), Tensor::cat(one_by_one, 0)) < 1e-5);
         let ours = cross_entropy(&h, &w, &t, 1.0, false);

@@ -155,7 +155,8 @@ impl Replica {
             x = self.model.block(index, x, &inputs.mask);
         }
         // the last block goes with the head; below the first nothing is trained with adapters
-        let input = |x: Tensor<3>, index: usize| if index > 0 || whole { x.autodiff().require_grad() } else { x };
+        let input =
+            |x: Tensor<3>, index: usize| if index > 0 || whole { x.autodiff().require_grad() } else { x };
         let x = input(x, blocks - 1);
         groups::track(&mut self.model, blocks, true);
         groups::track(&mut self.model, blocks + 1, true);

@@ -309,7 +309,7 @@ fn two_software_adapters_equal_one_with_the_doubled_batch() {
     let bench = Bench::with(&rows(45, 1), &rows(10, 2));
     let settings = with(
         lora(),
-        json!({ "method": "dora", "lr": 2e-3, "max_steps": 8, "device": "software", "devices": 2 }),
+        json!({ "method": "dora", "lr": 2e-3, "max_steps": 4, "device": "software", "devices": 2 }),
     );
     bench.run("two", &settings);
     bench.run("one", &with(settings, json!({ "batch_size": 16, "devices": 1 })));

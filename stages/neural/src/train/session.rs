@@ -59,6 +59,9 @@ impl<'a> Session<'a> {
         if let Some(state) = stored {
             setup.trainer.restore(step, &state.slabs)?;
             ctx.note(format!("goes on after step {step}"));
+            if cfg!(feature = "autotune") {
+                ctx.warn("this build picks kernels by timing (`autotune`): the result may differ in the last bits from a run that was not stopped");
+            }
             if state.manifest.device != setup.device {
                 ctx.warn(format!("the first {step} steps were computed on {}: the result will not be the same to the last bit", state.manifest.device));
             }
@@ -96,7 +99,7 @@ impl<'a> Session<'a> {
                 self.setup.trainer.step(batches).map_err(|error| self.with_checkpoint(error, ctx))?;
             self.record(report, ctx)?;
             meter.tell(&report, self.setup.total, ctx);
-            if report.step % self.settings.checkpoint_every == 0 || report.step == self.setup.total {
+            if report.step.is_multiple_of(self.settings.checkpoint_every) || report.step == self.setup.total {
                 self.checkpoint(ctx)?;
             }
         }
@@ -127,7 +130,7 @@ impl<'a> Session<'a> {
             ..Record::default()
         };
         let every = self.settings.eval_every;
-        if !self.heldout.is_empty() && every > 0 && (step % every == 0 || last) {
+        if !self.heldout.is_empty() && every > 0 && (step.is_multiple_of(every) || last) {
             let (sum, tokens) = self.setup.trainer.evaluate(&self.heldout)?;
             record.eval_loss = Some(sum / tokens as f64);
         }
@@ -261,7 +264,8 @@ impl<'a> Session<'a> {
 
 /// Whether the parameters ask to keep the result of a step.
 fn due(settings: &Settings, step: u64) -> bool {
-    (settings.save_every > 0 && step % settings.save_every == 0) || settings.save_steps.contains(&step)
+    (settings.save_every > 0 && step.is_multiple_of(settings.save_every))
+        || settings.save_steps.contains(&step)
 }
 
 /// What must be the same for a checkpoint to be taken up.
