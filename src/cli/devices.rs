@@ -73,8 +73,7 @@ fn table(adapters: &Value) -> String {
             let _ = writeln!(text, "{}", plain(adapter));
             continue;
         };
-        let title =
-            ["request", "name"].into_iter().find_map(|field| Some((field, fields.get(field)?)));
+        let title = ["request", "name"].into_iter().find_map(|field| Some((field, fields.get(field)?)));
         if let Some((_, title)) = title {
             let _ = writeln!(text, "{}", plain(title));
         }
@@ -122,8 +121,7 @@ mod tests {
 
     #[test]
     fn adapters_are_listed_field_by_field() {
-        let adapters =
-            json!([{ "request": "gpu:0", "name": "A", "dtypes": ["f32", "f16"], "limits": { "binding": 4 } }]);
+        let adapters = json!([{ "request": "gpu:0", "name": "A", "dtypes": ["f32", "f16"], "limits": { "binding": 4 } }]);
         assert_snapshot!(table(&adapters), @r#"
         gpu:0
           dtypes   f32, f16

@@ -211,7 +211,7 @@ fn node(value: &Spanned<DeValue<'_>>, place: &Place, errors: &mut Vec<Diagnostic
         },
         DeValue::Float(number) => match number.as_str().parse::<f64>() {
             // -0.0 and 0.0 mean the same and must not look like two parameters.
-            Ok(number) if number == 0.0 => Datum::Float(0.0),
+            Ok(0.0) => Datum::Float(0.0),
             Ok(number) if number.is_finite() => Datum::Float(number),
             _ => refuse("numbers must be finite", "not a finite number"),
         },

@@ -382,10 +382,11 @@ fn config(
         }
     }
     let config = Config(config);
-    if complete && errors.len() == before {
-        if let Err(refused) = kind.plan(&config) {
-            errors.extend(refused.into_iter().map(|error| located(stage, error)));
-        }
+    if complete
+        && errors.len() == before
+        && let Err(refused) = kind.plan(&config)
+    {
+        errors.extend(refused.into_iter().map(|error| located(stage, error)));
     }
     config
 }
