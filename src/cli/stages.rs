@@ -22,11 +22,10 @@ pub fn run(args: &Stages, registry: &Registry) -> Result<Exit, Error> {
 
 fn unknown(name: &str, registry: &Registry) -> Error {
     let known = || registry.stages.iter().map(|stage| stage.kind());
-    let near = did_you_mean(name, known());
-    let mut hint = near.unwrap_or_else(|| format!("the kinds are {}", list(known())));
-    if let Some(missing) = registry.missing {
-        let _ = write!(hint, "; {missing}");
-    }
+    let hint = did_you_mean(name, known()).unwrap_or_else(|| {
+        let kinds = format!("the kinds are {}", list(known()));
+        registry.missing.map_or_else(|| kinds.clone(), |missing| format!("{kinds}; {missing}"))
+    });
     Error::usage(format!("unknown kind `{name}`")).hint(hint)
 }
 
