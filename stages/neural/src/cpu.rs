@@ -14,6 +14,32 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{Tensor, TensorData};
 
+/// Compiles a kernel twice, for any processor and for one with AVX2, and picks at run time. Only
+/// the width of the vectors differs, not the order of a sum: both give the same bits.
+macro_rules! widest {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        fn $name($($arg: $ty),*) {
+            #[inline(always)]
+            fn plain($($arg: $ty),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                fn wide($($arg: $ty),*) {
+                    plain($($arg),*);
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the processor was just asked for the feature.
+                    unsafe { wide($($arg),*) };
+                    return;
+                }
+            }
+            plain($($arg),*);
+        }
+    };
+}
+
 pub mod attention;
 pub mod rows;
 

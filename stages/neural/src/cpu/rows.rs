@@ -13,37 +13,45 @@ fn rows_a_task(columns: usize) -> usize {
 }
 
 /// Σ f(aᵢ, bᵢ) in eight lanes.
-fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+#[inline(always)]
+pub(super) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let n = a.len().min(b.len());
+    let whole = n - n % 8;
     let mut lanes = [0.0f32; 8];
-    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
-    let tail: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(&a, &b)| f(a, b)).sum();
-    for (a, b) in a8.zip(b8) {
+    for at in (0..whole).step_by(8) {
+        let (a, b) = (&a[at..at + 8], &b[at..at + 8]);
         for k in 0..8 {
             lanes[k] += f(a[k], b[k]);
         }
     }
+    let tail: f32 = (whole..n).map(|k| f(a[k], b[k])).sum();
     lanes.iter().sum::<f32>() + tail
 }
 
 /// 1/√(mean(x²) + ε)
+#[inline(always)]
 fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     (sum2(x, x, |a, b| a * b) / x.len() as f32 + epsilon).sqrt().recip()
 }
 
 /// y = x·r∘w, r = 1/√(mean(x²) + ε) by row.
 pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
-    let columns = weight.len();
     let mut y = vec![0.0; x.len()];
-    let task = rows_a_task(columns) * columns;
-    y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
-        for (y, x) in y.chunks_mut(columns).zip(x.chunks(columns)) {
+    let task = rows_a_task(weight.len()) * weight.len();
+    y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| rms_norm_rows(x, weight, epsilon, y));
+    y
+}
+
+widest! {
+    fn rms_norm_rows(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
+        let columns = weight.len();
+        for (y, x) in y.chunks_exact_mut(columns).zip(x.chunks_exact(columns)) {
             let r = inverse_rms(x, epsilon);
-            for ((y, &x), &w) in y.iter_mut().zip(x).zip(weight) {
-                *y = x * r * w;
+            for k in 0..columns {
+                y[k] = x[k] * r * weight[k];
             }
         }
-    });
-    y
+    }
 }
 
 /// ∂x = r·(w∘∂y − x·r²·mean(x∘w∘∂y)), ∂w = Σ rows ∂y∘x·r
@@ -56,17 +64,7 @@ pub fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32]) ->
         .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
         .map(|(dx, (x, dy))| {
             let mut dw = vec![0.0f32; columns];
-            for (dx, (x, dy)) in dx.chunks_mut(columns).zip(x.chunks(columns).zip(dy.chunks(columns))) {
-                let r = inverse_rms(x, epsilon);
-                for ((dx, &w), &dy) in dx.iter_mut().zip(weight).zip(dy) {
-                    *dx = w * dy;
-                }
-                let along = sum2(x, dx, |x, wdy| x * wdy) * r * r / columns as f32;
-                for (((dx, dw), &x), &dy) in dx.iter_mut().zip(&mut dw).zip(x).zip(dy) {
-                    *dx = r * (*dx - x * along);
-                    *dw += dy * x * r;
-                }
-            }
+            rms_norm_backward_rows(x, weight, epsilon, dy, dx, &mut dw);
             dw
         })
         .collect();
@@ -77,9 +75,28 @@ pub fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32]) ->
     (dx, dw)
 }
 
+widest! {
+    fn rms_norm_backward_rows(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+        let columns = weight.len();
+        let dw = &mut dw[..columns];
+        let rows = x.chunks_exact(columns).zip(dy.chunks_exact(columns));
+        for (dx, (x, dy)) in dx.chunks_exact_mut(columns).zip(rows) {
+            let r = inverse_rms(x, epsilon);
+            for k in 0..columns {
+                dx[k] = weight[k] * dy[k];
+            }
+            let along = sum2(x, dx, |x, wdy| x * wdy) * r * r / columns as f32;
+            for k in 0..columns {
+                dx[k] = r * (dx[k] - x[k] * along);
+                dw[k] += dy[k] * x[k] * r;
+            }
+        }
+    }
+}
+
 /// eˣ to within 2 units in the last place, in operations that compilers vectorize (Cephes' expf):
 /// x = k·ln 2 + f, a polynomial for eᶠ, and k into the exponent.
-#[inline]
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Adding 1.5·2²³ rounds to a whole number.
     const ROUND: f32 = 12_582_912.0;
@@ -101,12 +118,18 @@ pub fn exp(x: f32) -> f32 {
 /// y = silu(gate)∘up
 pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut y = vec![0.0; gate.len()];
-    y.par_chunks_mut(TASK).zip(gate.par_chunks(TASK).zip(up.par_chunks(TASK))).for_each(|(y, (gate, up))| {
+    y.par_chunks_mut(TASK)
+        .zip(gate.par_chunks(TASK).zip(up.par_chunks(TASK)))
+        .for_each(|(y, (gate, up))| swiglu_part(gate, up, y));
+    y
+}
+
+widest! {
+    fn swiglu_part(gate: &[f32], up: &[f32], y: &mut [f32]) {
         for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
             *y = gate / (1.0 + exp(-gate)) * up;
         }
-    });
-    y
+    }
 }
 
 /// ∂gate = ∂y∘up∘σ∘(1 + gate∘(1 − σ)), ∂up = ∂y∘gate∘σ, σ = 1/(1 + e^−gate)
@@ -116,16 +139,20 @@ pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f
         .par_chunks_mut(TASK)
         .zip(dup.par_chunks_mut(TASK))
         .zip(gate.par_chunks(TASK).zip(up.par_chunks(TASK)).zip(dy.par_chunks(TASK)))
-        .for_each(|((dgate, dup), ((gate, up), dy))| {
-            for ((dgate, dup), ((&gate, &up), &dy)) in
-                dgate.iter_mut().zip(dup).zip(gate.iter().zip(up).zip(dy))
-            {
-                let sigma = 1.0 / (1.0 + exp(-gate));
-                *dgate = dy * up * sigma * (1.0 + gate * (1.0 - sigma));
-                *dup = dy * gate * sigma;
-            }
-        });
+        .for_each(|((dgate, dup), ((gate, up), dy))| swiglu_backward_part(gate, up, dy, dgate, dup));
     (dgate, dup)
+}
+
+widest! {
+    fn swiglu_backward_part(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+        let n = gate.len();
+        let (up, dy, dgate, dup) = (&up[..n], &dy[..n], &mut dgate[..n], &mut dup[..n]);
+        for k in 0..n {
+            let sigma = 1.0 / (1.0 + exp(-gate[k]));
+            dgate[k] = dy[k] * up[k] * sigma * (1.0 + gate[k] * (1.0 - sigma));
+            dup[k] = dy[k] * gate[k] * sigma;
+        }
+    }
 }
 
 #[cfg(test)]

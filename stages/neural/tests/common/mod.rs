@@ -141,7 +141,7 @@ impl Visitor for Track {
 /// Collects the gradient of every trainable tensor.
 pub struct Gradients {
     pub grads: burn::tensor::Gradients,
-    pub all: Vec<(String, Vec<f32>)>,
+    pub all: Named,
 }
 
 impl Visitor for Gradients {
@@ -156,8 +156,11 @@ impl Visitor for Gradients {
     }
 }
 
+/// Values by the tensor's name.
+pub type Named = Vec<(String, Vec<f32>)>;
+
 /// Logits, loss and all gradients of a batch.
-pub fn step(model: &mut Llama, batch: &Batch) -> (Vec<f32>, f32, Vec<(String, Vec<f32>)>) {
+pub fn step(model: &mut Llama, batch: &Batch) -> (Vec<f32>, f32, Named) {
     model.visit(&mut Track);
     let logits = batch.logits(model);
     let loss = batch.loss(logits.clone());
