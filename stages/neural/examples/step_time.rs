@@ -38,10 +38,10 @@ fn main() -> Result<(), StageError> {
     println!("{}; milliseconds a step, mean of {STEPS}", opened.label);
     println!("method   step   (processor)   gradients   norm+clip+AdamW   slices+refresh   evaluate");
     for method in ["full", "lora", "dora"] {
-        let [step, gradients, update, set, evaluate] =
+        let [step, busy, gradients, update, set, evaluate] =
             measure(&dir, method, &opened)?.map(|time| time.as_secs_f64() * 1e3);
         println!(
-            "{method:6} {step:6.2} {processor:13.2} {gradients:11.2} {update:17.2} {set:16.2} {evaluate:10.2}"
+            "{method:6} {step:6.2} {busy:13.2} {gradients:11.2} {update:17.2} {set:16.2} {evaluate:10.2}"
         );
     }
     std::fs::remove_dir_all(&dir)?;
