@@ -31,7 +31,9 @@ impl Inputs {
     pub fn one(&self, name: &str) -> Result<&Path, StageError> {
         match self.all(name) {
             [artifact] => Ok(&artifact.path),
-            other => Err(StageError::new(format!("input `{name}` needs one artifact and has {}", other.len()))),
+            other => {
+                Err(StageError::new(format!("input `{name}` needs one artifact and has {}", other.len())))
+            }
         }
     }
 

@@ -73,7 +73,9 @@ pub fn at(path: &Path) -> impl FnOnce(std::io::Error) -> StageError {
     move |error| {
         let failure = StageError::new(format!("`{}`: {error}", path.display()));
         match error.kind() {
-            std::io::ErrorKind::StorageFull => failure.hint("free some space and run again; nothing that was finished is lost"),
+            std::io::ErrorKind::StorageFull => {
+                failure.hint("free some space and run again; nothing that was finished is lost")
+            }
             std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
                 failure.hint("choose a writable store with `--store DIR`, or change the permissions")
             }
