@@ -54,7 +54,7 @@ pub fn plan(pipeline: &Pipeline, store: &Store, options: &Options) -> Result<Vec
     let mut objects: HashMap<StageId, Digest> = HashMap::new();
     let mut planned: Vec<Option<Planned>> = vec![None; pipeline.instances.len()];
     let mut outside = store.stat_cache();
-    while let Some(action) = schedule.next() {
+    while let Some(action) = schedule.next_action() {
         match action {
             Do::Check(task) => {
                 let instance = &pipeline.instances[task];

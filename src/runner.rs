@@ -155,7 +155,7 @@ impl<'a> Run<'a> {
             if self.stop.asked() {
                 self.schedule.stop();
             }
-            while let Some(action) = self.schedule.next() {
+            while let Some(action) = self.schedule.next_action() {
                 match action {
                     Do::Check(task) => self.check(task, &mut outside)?,
                     Do::Start(task, slots) => {

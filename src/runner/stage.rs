@@ -92,7 +92,11 @@ impl Attempt<'_> {
                 }
                 Ended::Failed { message, hint } => {
                     let hint = full_disk(self.store.root()).or(hint);
-                    Failure { log: Some(log.clone()), tail: tail(&log), ..Failure::new(message, hint) }
+                    Failure {
+                        log: Some(log.clone()),
+                        tail: tail(&log, &message),
+                        ..Failure::new(message, hint)
+                    }
                 }
             };
             if attempt >= self.instance.retries {
@@ -201,11 +205,12 @@ fn full_disk(store: &std::path::Path) -> Option<String> {
     })
 }
 
-/// The last lines of a log.
-fn tail(log: &std::path::Path) -> Vec<String> {
+/// The last lines of a log, less the error that it ends in.
+fn tail(log: &std::path::Path, error: &str) -> Vec<String> {
     const LINES: usize = 20;
     let text =
         std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text = text.rsplit_once(&format!("error: {error}")).map_or(&*text, |(before, _)| before);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
 }

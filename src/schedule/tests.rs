@@ -19,7 +19,7 @@ fn play(
     let (mut running, mut started) = (VecDeque::new(), Vec::new());
     let mut in_use: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     while !schedule.is_finished() {
-        match schedule.next() {
+        match schedule.next_action() {
             Some(Action::Check(id)) => schedule.checked(id, hit(id)),
             Some(Action::Start(id, slots)) => {
                 for &need in &tasks[id].needs {
