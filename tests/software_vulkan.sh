@@ -9,14 +9,16 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 short=(-S device=software -S pretrain_steps=50 -S finetune_steps=50 -S save_every=25 -S eval_rows=8)
-run() { "$pipe" --store "$1" run pipelines/quickstart.toml "${short[@]}"; }
+run() { "$pipe" --store "$1" run pipelines/quickstart.toml "${short[@]}" "${@:2}"; }
 
 run "$scratch/calm"
 
-run "$scratch/killed" 2>"$scratch/killed.log" &
+# How often training saves its state is not part of any key: the results must be the same all the same.
+often=(-S stages.pretrain.checkpoint_every=10 -S stages.finetune.checkpoint_every=10)
+run "$scratch/killed" "${often[@]}" >"$scratch/killed.log" 2>&1 &
 runner=$!
-for _ in $(seq 600); do # wait until a training stage has saved something to go on from
-  compgen -G "$scratch/killed/work/*/state/*" >/dev/null && break
+for _ in $(seq 1800); do # wait until a training stage has saved something to go on from
+  compgen -G "$scratch/killed/work/*/state-*" >/dev/null && break
   kill -0 "$runner" 2>/dev/null || break
   sleep 0.1
 done

@@ -3,6 +3,7 @@
 //! `tests/interop/run` makes the cases and sets `PIPE_INTEROP`; without it there is nothing to compare,
 //! which is said. See `tests/interop/peers.py` for the form of a case.
 
+#[expect(dead_code, reason = "shared with tests that need more of it")]
 mod common;
 
 use std::path::Path;
