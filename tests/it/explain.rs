@@ -123,14 +123,20 @@ fn runs_are_listed_and_shown() {
 }
 
 #[test]
-fn gc_keeps_what_the_last_runs_used() {
+fn gc_frees_what_the_last_runs_did_not_use_once_it_is_an_hour_old() {
     let place = Place::new(&chain());
     place.run();
     place.pipeline(&chain().replace("echo one", "echo ONE"));
     place.run().counts(0, 3, 0);
-    place.pipe("gc --keep 1").ends(0);
+    place.pipe("gc --keep 1").ends(0).says(&["removed 0 results"]);
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
+    for entry in std::fs::read_dir(place.path(".pipe/actions")).unwrap().flatten() {
+        std::fs::File::options().append(true).open(entry.path()).unwrap().set_modified(old).unwrap();
+    }
+    place.pipe("gc --keep 1 --dry-run").ends(0).says(&["would remove 3 results"]);
+    place.pipe("gc --keep 1").ends(0).says(&["removed 3 results"]);
     place.run().counts(3, 0, 0);
     place.pipeline(&chain());
-    place.pipe("plan p.toml").ends(0).says(&["will run"]);
-    place.pipe("verify").ends(0);
+    place.pipe("plan p.toml").ends(0).says(&["0 cached, 1 will run, 2 may run"]);
+    place.pipe("verify").ends(0).says(&["3 results are sound"]);
 }
