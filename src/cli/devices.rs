@@ -23,9 +23,12 @@ pub fn run(args: &Devices, registry: &Registry) -> Result<Exit, Error> {
     let output = Command::new(&program)
         .arg("probe-devices")
         .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
         .output()
         .map_err(io_at(&program))?;
+    if !output.status.success() {
+        // Drivers chatter; what they said matters only where they failed.
+        anstream::eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    }
     let adapters = read(output.status, &output.stdout)?;
     if args.json {
         print_json(&json!({ "version": 1, "adapters": adapters }))

@@ -15,9 +15,9 @@ use neural::adapter::fuse;
 use neural::model::Llama;
 use neural::nf4_linear::Nf4Weight;
 
-/// Issue 9: logits and losses.
+/// Largest difference of a logit or a loss.
 const ABSOLUTE: f64 = 1e-4;
-/// Issue 9: gradients, relative to the tensor's norm.
+/// Largest difference of a gradient, relative to the norm of its tensor.
 const RELATIVE: f64 = 1e-4;
 
 on_both! {
