@@ -20,11 +20,8 @@ pub fn run(args: &Devices, registry: &Registry) -> Result<Exit, Error> {
     }
     let program = std::env::current_exe()
         .map_err(|error| Error::new(Exit::Failed, format!("cannot find the program's own file: {error}")))?;
-    let output = Command::new(&program)
-        .arg("probe-devices")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(io_at(&program))?;
+    let output =
+        Command::new(&program).arg("probe-devices").stdin(Stdio::null()).output().map_err(io_at(&program))?;
     if !output.status.success() {
         // Drivers chatter; what they said matters only where they failed.
         anstream::eprint!("{}", String::from_utf8_lossy(&output.stderr));
