@@ -73,18 +73,19 @@ pub fn run(launch: &Launch<'_>, stop: &Stop, mut tell: impl FnMut(Event)) -> Res
     let (mut child, lifeline) = spawn(launch, &log)?;
     let lines = read_lines(&mut child);
     let mut last = None;
+    let mut take = |event: Event| {
+        write_log(&mut log, &event);
+        match event {
+            Event::Finished => last = Some(Ended::Finished),
+            Event::Failed { cancelled: true, .. } => last = Some(Ended::Cancelled),
+            Event::Failed { message, hint, .. } => last = Some(Ended::Failed { message, hint }),
+            event => tell(event),
+        }
+    };
     let mut watch = Watch::new(&child, launch.timeout);
     let status = loop {
         match lines.recv_timeout(TICK) {
-            Ok(event) => {
-                write_log(&mut log, &event);
-                match event {
-                    Event::Finished => last = Some(Ended::Finished),
-                    Event::Failed { cancelled: true, .. } => last = Some(Ended::Cancelled),
-                    Event::Failed { message, hint, .. } => last = Some(Ended::Failed { message, hint }),
-                    event => tell(event),
-                }
-            }
+            Ok(event) => take(event),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break child.wait().map_err(io_at(launch.job))?,
         }
@@ -96,15 +97,7 @@ pub fn run(launch: &Launch<'_>, stop: &Stop, mut tell: impl FnMut(Event)) -> Res
     // Whatever the stage started must not outlive it.
     watch.kill_group();
     drop(lifeline);
-    for event in lines {
-        write_log(&mut log, &event);
-        match event {
-            Event::Finished => last = Some(Ended::Finished),
-            Event::Failed { cancelled: true, .. } => last = Some(Ended::Cancelled),
-            Event::Failed { message, hint, .. } => last = Some(Ended::Failed { message, hint }),
-            event => tell(event),
-        }
-    }
+    lines.into_iter().for_each(take);
     Ok(judge(status, last, &watch, launch, stop))
 }
 
