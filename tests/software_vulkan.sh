@@ -8,7 +8,9 @@ cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-short=(-S device=software -S pretrain_steps=50 -S finetune_steps=50 -S save_every=25 -S eval_rows=8)
+short=(-S device=software -S pretrain_steps=50 -S finetune_steps=50 -S save_every=25 -S eval_rows=8
+  -S stages.pretrain.batch_size=4 -S stages.finetune.batch_size=4
+  -S stages.old_tasks.heldout=24 -S stages.new_tasks.heldout=24)
 run() { "$pipe" --store "$1" run pipelines/quickstart.toml "${short[@]}" "${@:2}"; }
 
 run "$scratch/calm"
