@@ -17,7 +17,8 @@ run "$scratch/calm"
 
 # How often training saves its state is not part of any key: the results must be the same all the same.
 often=(-S stages.pretrain.checkpoint_every=10 -S stages.finetune.checkpoint_every=10)
-run "$scratch/killed" "${often[@]}" >"$scratch/killed.log" 2>&1 &
+# Not through `run`: the process to kill is the runner itself, not a shell around it.
+"$pipe" --store "$scratch/killed" run pipelines/quickstart.toml "${short[@]}" "${often[@]}" >"$scratch/killed.log" 2>&1 &
 runner=$!
 for _ in $(seq 1800); do # wait until a training stage has saved something to go on from
   compgen -G "$scratch/killed/work/*/state-*" >/dev/null && break
