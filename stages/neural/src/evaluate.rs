@@ -20,6 +20,7 @@ use tokenizers::Tokenizer;
 
 use crate::batch::{self, Batch};
 use crate::model::Llama;
+use crate::sum::total;
 use crate::{device, generate, loss};
 
 /// The kind `evaluate`.
@@ -226,7 +227,7 @@ impl Exam {
             let batch = batch::of_rows(&self.tokens, rows, 1);
             if !batch.targets.is_empty() {
                 count += batch.targets.len();
-                sums.push(nll(model, &batch)?.sum());
+                sums.push(total(nll(model, &batch)?));
             }
         }
         let sums = device::read_all(sums)?;

@@ -18,6 +18,7 @@ use crate::batch::Batch;
 use crate::groups::{self, Layout};
 use crate::loss::{self, CrossEntropy};
 use crate::model::{Llama, Mask};
+use crate::sum::total;
 
 /// One device's share of a step.
 #[derive(Clone, Debug, Default)]
@@ -108,7 +109,7 @@ impl Replica {
         for batch in batches {
             let inputs = self.inputs(batch)?;
             let h = top(&self.model, below(&self.model, &inputs), &inputs);
-            losses.push(loss::nll(&h, &head(&self.model), &inputs.targets).sum());
+            losses.push(total(loss::nll(&h, &head(&self.model), &inputs.targets)));
         }
         Ok(losses)
     }

@@ -72,22 +72,8 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     let trainer = Trainer::new(team, settings.options(total))?;
     fits(&trainer, &opened)?;
     let device = opened.iter().map(|opened| opened.label.clone()).collect::<Vec<_>>().join(" + ");
-    let base_digest = digest(&model)?;
+    let base_digest = Weights::open(&model)?.digest()?;
     Ok(Setup { trainer, config, adapter, train, heldout, deal, total, device, base_digest })
-}
-
-/// BLAKE3 over names and bytes of a model's tensors, in the order of their names.
-fn digest(model: &Path) -> Result<String, StageError> {
-    let weights = Weights::open(model)?;
-    let mut names: Vec<&str> = weights.names().collect();
-    names.sort_unstable();
-    let mut hasher = blake3::Hasher::new();
-    for name in names {
-        let bytes = weights.bytes(name)?;
-        hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
-        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
-    }
-    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn opened_label(index: usize) -> String {
