@@ -189,8 +189,8 @@ impl Dropout {
         let mask: Vec<f32> = (0..shape[0] * shape[1])
             .map(|_| if unit(&mut random) < self.probability { 0.0 } else { kept })
             .collect();
-        let device = x.device().inner();
-        x * Tensor::from_data(TensorData::new(mask, shape), &device)
+        let (device, dtype) = (x.device().inner(), x.dtype());
+        x * Tensor::from_data(TensorData::new(mask, shape), (&device, dtype))
     }
 }
 

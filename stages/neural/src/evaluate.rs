@@ -285,5 +285,5 @@ fn nll(model: &Llama, batch: &Batch) -> Result<Tensor<1>, StageError> {
     let x = model.blocks.iter().fold(model.embed(ids), |x, block| block.forward(x, &mask, None));
     let h = x.reshape([batch.rows * batch.length, model.config.hidden_size]);
     let h = model.norm.forward(h.select(0, ints(&batch.positions)));
-    Ok(loss::nll(&h, model.head.as_ref().unwrap_or(&model.embed), &ints(&batch.targets)))
+    Ok(loss::nll(&h, &model.head_weight(), &ints(&batch.targets)))
 }

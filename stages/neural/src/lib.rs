@@ -3,7 +3,7 @@
 //! * [`device`]: opening adapters; the only file that names wgpu.
 //! * [`model`]: the Llama family, from a model folder; [`adapter`]: LoRA and DoRA on its layers.
 //! * [`nf4_linear`]: products with NF4 weights; [`cpu`]: fused operations of the CPU backend.
-//! * [`batch`], [`loss`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`trainer`],
+//! * [`batch`], [`loss`], [`loss_scale`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`trainer`],
 //!   [`state`], [`metrics`], [`sum`]: the parts of training; [`generate`]: greedy generation.
 //! * [`mod@train`], [`merge`], [`evaluate`]: the stage kinds, thin: load, call the parts, write.
 //!
@@ -19,6 +19,7 @@ pub mod evaluate;
 pub mod generate;
 pub mod groups;
 pub mod loss;
+pub mod loss_scale;
 pub mod merge;
 pub mod metrics;
 pub mod model;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use contract::{Context, StageError};
 use formats::adapter::{Adapter, AdapterConfig};
 use formats::config::LlamaConfig;
@@ -63,9 +64,9 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     let probe = batch::of_rows(&train, &[0], 1);
     let builders = opened.iter().enumerate().map(|(index, opened)| {
         let (model, opened, start) = (model.clone(), opened.clone(), start.clone());
-        let (seed, checkpointing) = (settings.seed, settings.checkpointing);
+        let (seed, checkpointing, compute) = (settings.seed, settings.checkpointing, settings.compute());
         let probe = (index == 0).then(|| probe.clone());
-        let build = move || build(&model, &opened, start, seed, checkpointing, probe);
+        let build = move || build(&model, &opened, start, (seed, checkpointing, compute), probe);
         (format!("{}#{index}", opened_label(index)), build)
     });
     let team = Team::new(builders.collect())?;
@@ -212,13 +213,12 @@ fn build(
     model: &Path,
     opened: &Opened,
     start: Start,
-    seed: u64,
-    checkpointing: bool,
+    (seed, checkpointing, compute): (u64, bool, DType),
     probe: Option<batch::Batch>,
 ) -> Result<Replica, StageError> {
     let mut llama = match start {
-        Start::Whole => Llama::load_dequantized(model, &opened.device)?,
-        _ => Llama::load(model, &opened.device)?,
+        Start::Whole => Llama::load_trained(model, &opened.device, compute)?,
+        _ => Llama::load_frozen(model, &opened.device, compute)?,
     };
     match start {
         Start::Whole => {}
