@@ -9,7 +9,9 @@ mod it {
     mod errors;
     mod explain;
     mod locks;
+    mod metrics;
     mod place;
+    mod report;
     mod resume;
     mod run;
     mod signals;

@@ -104,6 +104,10 @@ pub enum Command {
     Runs(Runs),
     /// Describe one run
     Show(Show),
+    /// Say what the stages of a run measured
+    Metrics(Metrics),
+    /// Write a run as one HTML file, or as a trace
+    Report(Report),
     /// Free what the last runs did not use
     Gc(Gc),
     /// Hash every byte of the store
@@ -258,6 +262,40 @@ pub struct Show {
     pub json: bool,
 }
 
+/// `pipe metrics`
+#[derive(Args, Clone, Debug)]
+pub struct Metrics {
+    /// The pipeline, by file or name: its last run is meant; the last run at all if absent
+    #[arg(value_name = "PIPELINE", value_hint = clap::ValueHint::FilePath)]
+    pub pipeline: Option<String>,
+    /// Stages (`train`, or one instance: `train[lora]`); all if absent
+    #[arg(value_name = "STAGE")]
+    pub stages: Vec<String>,
+    /// Another run, by its name or its first letters; only stages follow then
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe report`
+#[derive(Args, Clone, Debug)]
+pub struct Report {
+    /// The pipeline, by file or name: its last run is meant; the last run at all if absent
+    #[arg(value_name = "PIPELINE", value_hint = clap::ValueHint::FilePath, conflicts_with = "run")]
+    pub pipeline: Option<String>,
+    /// Another run, by its name or its first letters
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// The HTML file to write (`-`: standard output); `report.html` if absent
+    #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Write a trace for Perfetto or chrome://tracing; HTML then only with `--output`
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub trace: Option<PathBuf>,
+}
+
 /// `pipe gc`
 #[derive(Args, Clone, Debug)]
 pub struct Gc {
@@ -381,6 +419,8 @@ mod tests {
           export       Put a stage's output into a folder
           runs         List what was run
           show         Describe one run
+          metrics      Say what the stages of a run measured
+          report       Write a run as one HTML file, or as a trace
           gc           Free what the last runs did not use
           verify       Hash every byte of the store
           stages       List stage kinds, or describe one

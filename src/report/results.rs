@@ -1,0 +1,40 @@
+//! The tables in outputs, in the pipeline's order; over a seed axis one table in place of several.
+
+use contract::Table;
+
+use super::html::{escape, table};
+use super::seeds::{over_seeds, without_seed};
+use crate::measured::summary;
+use crate::recorded::Recorded;
+
+/// The tables of all stages.
+#[must_use]
+pub fn html(recorded: &Recorded) -> String {
+    let mut groups: Vec<(String, Vec<(String, Table)>)> = Vec::new();
+    for stage in &recorded.stages {
+        let Some(table) = stage.output.as_ref().and_then(|output| summary(output)) else { continue };
+        let name = without_seed(stage).unwrap_or_else(|| stage.record.stage.clone());
+        let member = (stage.record.stage.clone(), table);
+        match groups.iter_mut().find(|(group, _)| *group == name) {
+            Some((_, members)) => members.push(member),
+            None => groups.push((name, vec![member])),
+        }
+    }
+    groups.iter().map(|(name, members)| group(name, members)).collect()
+}
+
+fn group(name: &str, members: &[(String, Table)]) -> String {
+    let tables: Vec<Table> = members.iter().map(|(_, table)| table.clone()).collect();
+    match over_seeds(&tables) {
+        Some(merged) if members.len() > 1 => {
+            let each: String = members.iter().map(|(name, table)| one(name, table)).collect();
+            let fold = format!("<details><summary>each seed</summary>\n{each}</details>\n");
+            one(name, &merged) + &fold
+        }
+        _ => members.iter().map(|(name, table)| one(name, table)).collect(),
+    }
+}
+
+fn one(name: &str, Table { title, columns, rows }: &Table) -> String {
+    format!("<h3>{} <small>{}</small></h3>\n{}", escape(title), escape(name), table(columns, rows))
+}
