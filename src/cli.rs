@@ -17,6 +17,7 @@ pub mod args;
 mod completions;
 mod dag;
 mod devices;
+mod diff;
 mod explain;
 mod export;
 mod gc;
@@ -69,6 +70,7 @@ fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
         Command::Export(args) => export::run(args, globals, registry),
         Command::Runs(args) => runs::run(args, globals),
         Command::Show(args) => show::run(args, globals),
+        Command::Diff(args) => diff::run(args, globals),
         Command::Metrics(args) => metrics::run(args, globals),
         Command::Report(args) => report::run(args, globals),
         Command::Gc(args) => gc::run(args, globals),

@@ -8,12 +8,13 @@
 //! * [`schedule`]: what comes next; [`plan`]: the same without doing it; [`runner`]: doing it.
 //! * [`executor`]: a stage as a child process; [`exec`]: that child's side; [`progress`]: telling.
 //! * [`recorded`]: a run with what the store knows of it; [`measured`]: the figures in outputs;
-//!   [`report`]: all of it as one HTML file.
+//!   [`compare`]: two runs; [`report`]: one run as one HTML file.
 //! * [`registry`]: the one list of stage kinds; [`schema`]: the JSON Schema generated from it.
 //! * [`cli`]: the commands; [`error`]: how they say no.
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod compare;
 pub mod digest;
 pub mod error;
 pub mod exec;

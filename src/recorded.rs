@@ -82,14 +82,11 @@ impl Stage {
         self.action.as_ref().map_or(&self.record.fields, |action| &action.explanation)
     }
 
-    /// What it took while it ran, in this run or in an earlier one.
+    /// What it took while it ran, in this run or, where it was cached, when its result was made.
     #[must_use]
     pub fn seconds(&self) -> Option<f64> {
-        match &self.action {
-            Some(action) => Some(action.seconds),
-            None if self.record.seconds > 0.0 => Some(self.record.seconds),
-            None => None,
-        }
+        let own = Some(self.record.seconds).filter(|seconds| *seconds > 0.0);
+        own.or_else(|| Some(self.action.as_ref()?.seconds))
     }
 }
 

@@ -6,6 +6,7 @@
 mod it {
     mod cache;
     mod damage;
+    mod diff;
     mod errors;
     mod explain;
     mod locks;

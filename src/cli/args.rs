@@ -104,6 +104,8 @@ pub enum Command {
     Runs(Runs),
     /// Describe one run
     Show(Show),
+    /// Say what differs between two runs
+    Diff(Diff),
     /// Say what the stages of a run measured
     Metrics(Metrics),
     /// Write a run as one HTML file, or as a trace
@@ -257,6 +259,20 @@ pub struct Show {
     /// The run's name or its first letters; the last run if absent
     #[arg(value_name = "RUN")]
     pub run: Option<String>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe diff`
+#[derive(Args, Clone, Debug)]
+pub struct Diff {
+    /// A run, by its name or its first letters
+    #[arg(value_name = "RUN")]
+    pub before: String,
+    /// The run to compare it with; the last run if absent
+    #[arg(value_name = "RUN")]
+    pub after: Option<String>,
     /// As one JSON document
     #[arg(long)]
     pub json: bool,
@@ -419,6 +435,7 @@ mod tests {
           export       Put a stage's output into a folder
           runs         List what was run
           show         Describe one run
+          diff         Say what differs between two runs
           metrics      Say what the stages of a run measured
           report       Write a run as one HTML file, or as a trace
           gc           Free what the last runs did not use

@@ -29,7 +29,7 @@ const BOTTOM_SHARE: f64 = 0.15;
 /// A curve.
 #[derive(Clone, Debug)]
 pub struct Curve {
-    /// What the legend calls it.
+    /// What the legend calls it; curves of one name and colour share an entry.
     pub name: String,
     /// Which of the eight colours.
     pub color: usize,
@@ -71,6 +71,7 @@ pub fn figure_of(title: &str, curves: &[Curve]) -> String {
     svg.extend(curves.iter().map(|curve| path(curve, &x, &y)));
     svg += "</svg>\n";
     let mut notes = Vec::new();
+    notes.extend(curves.iter().any(|curve| curve.dashed).then(|| "dashed: held-out".to_owned()));
     notes.extend(y.logarithmic.then(|| "logarithmic".to_owned()));
     notes.extend((merged > 1).then(|| format!("a point is the mean of {merged}")));
     let notes =
@@ -121,11 +122,18 @@ fn path(curve: &Curve, x: &Axis, y: &Axis) -> String {
 }
 
 fn legend(curves: &[Curve]) -> String {
-    let one = |curve: &Curve| {
-        let dashed = if curve.dashed { " dashed" } else { "" };
-        format!("<span><i class=\"c{}{dashed}\"></i>{}</span> ", curve.color % 8, escape(&curve.name))
+    let mut names: Vec<(usize, &str, usize)> = Vec::new();
+    for curve in curves {
+        match names.iter_mut().find(|(color, name, _)| (*color, *name) == (curve.color, &curve.name)) {
+            Some((.., count)) => *count += usize::from(!curve.dashed),
+            None => names.push((curve.color, &curve.name, usize::from(!curve.dashed))),
+        }
+    }
+    let one = |(color, name, count): &(usize, &str, usize)| {
+        let several = if *count > 1 { format!(" ({count} seeds)") } else { String::new() };
+        format!("<span><i class=\"c{}\"></i>{}{several}</span> ", color % 8, escape(name))
     };
-    format!("<p class=\"legend\">{}</p>\n", curves.iter().map(one).collect::<String>())
+    format!("<p class=\"legend\">{}</p>\n", names.iter().map(one).collect::<String>())
 }
 
 /// One direction of a chart.

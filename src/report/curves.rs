@@ -60,19 +60,13 @@ fn curves(figure: &str, arms: &[(&Stage, Series)]) -> Vec<Curve> {
     for (stage, series) in arms {
         let name = without_seed(stage).unwrap_or_else(|| stage.record.stage.clone());
         let color = colors.iter().position(|one| *one == name).unwrap_or_else(|| {
-            colors.push(name);
+            colors.push(name.clone());
             colors.len() - 1
         });
-        let both = series.contains_key(figure) && series.contains_key(&held_out);
         for (key, dashed) in [(figure, false), (held_out.as_str(), true)] {
-            let Some(points) = series.get(key) else { continue };
-            let what = match (both, dashed) {
-                (true, false) => ", training",
-                (_, true) => ", held-out",
-                _ => "",
-            };
-            let name = format!("{}{what}", stage.record.stage);
-            curves.push(Curve { name, color, dashed, points: points.clone() });
+            if let Some(points) = series.get(key) {
+                curves.push(Curve { name: name.clone(), color, dashed, points: points.clone() });
+            }
         }
     }
     curves

@@ -63,8 +63,8 @@ fn a_report_is_one_file_with_graph_timeline_curves_figures_and_samples() {
     assert_eq!(html.matches("class=\"edge\"").count(), 4);
     for text in [
         "Timeline",
-        "train[lora], training",
-        "train[dora], held-out",
+        "</i>train[lora]</span>",
+        "dashed: held-out",
         "More: other",
         "data:image/svg+xml;base64,",
     ] {
