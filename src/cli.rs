@@ -14,6 +14,7 @@ use crate::exec::exec_stage;
 use crate::registry::Registry;
 
 pub mod args;
+mod cancel;
 mod completions;
 mod dag;
 mod devices;
@@ -68,6 +69,7 @@ fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
         Command::Dag(args) => dag::run(args, registry),
         Command::Logs(args) => logs::run(args, globals, registry),
         Command::Export(args) => export::run(args, globals, registry),
+        Command::Cancel(args) => cancel::run(args, globals),
         Command::Runs(args) => runs::run(args, globals),
         Command::Show(args) => show::run(args, globals),
         Command::Diff(args) => diff::run(args, globals),

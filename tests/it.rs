@@ -5,10 +5,12 @@
 
 mod it {
     mod cache;
+    mod cancel;
     mod damage;
     mod diff;
     mod errors;
     mod explain;
+    mod follow;
     mod locks;
     mod metrics;
     mod place;

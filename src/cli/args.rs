@@ -100,6 +100,8 @@ pub enum Command {
     Logs(Logs),
     /// Put a stage's output into a folder
     Export(Export),
+    /// Ask a run to stop, as Ctrl-C does
+    Cancel(Cancel),
     /// List what was run
     Runs(Runs),
     /// Describe one run
@@ -226,6 +228,9 @@ pub struct Logs {
     /// Print where the log lies, not what it says
     #[arg(long)]
     pub path: bool,
+    /// Go on printing until the stage ends
+    #[arg(short, long, conflicts_with = "path")]
+    pub follow: bool,
 }
 
 /// `pipe export`
@@ -243,6 +248,23 @@ pub struct Export {
     /// Replace DIR if it exists
     #[arg(short, long)]
     pub force: bool,
+}
+
+/// `pipe cancel`
+#[derive(Args, Clone, Debug)]
+pub struct Cancel {
+    /// The run, by its name or its first letters; the only one if absent
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+    /// Every run on this store
+    #[arg(long, conflicts_with = "run")]
+    pub all: bool,
+    /// How long to wait until it is gone (`90s`, `10m`); for ever if absent
+    #[arg(long, value_name = "TIME", value_parser = crate::pipeline::duration)]
+    pub wait: Option<std::time::Duration>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pipe runs`
@@ -433,6 +455,7 @@ mod tests {
           status       Say where each stage stands
           logs         Print what a stage said when it last ran
           export       Put a stage's output into a folder
+          cancel       Ask a run to stop, as Ctrl-C does
           runs         List what was run
           show         Describe one run
           diff         Say what differs between two runs

@@ -22,7 +22,7 @@ use crate::progress::{Bars, JsonLines, Lines, Progress, Silent};
 use crate::registry::Registry;
 use crate::runner::{self, Outcome, StageOutcome};
 use crate::schedule::State;
-use crate::store::{RunRecord, StageRecord, Store};
+use crate::store::{RunRecord, Running, StageRecord, Store};
 
 /// How many stages' outputs are offered for export at the end.
 const EXPORTS: usize = 6;
@@ -46,6 +46,14 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
     let _in_use = session.store.hold()?;
     let stop = Arc::new(Stop::default());
     let signal = listen(&stop, globals.quiet)?;
+    // After the signals are listened to: from here on `pipe cancel` may ask.
+    let _announced = session.store.announce(&Running {
+        id: RunRecord::name(started),
+        pid: std::process::id(),
+        pipeline: session.pipeline.name.clone(),
+        file: args.file.pipeline.display().to_string(),
+        started: format!("{started:.0}"),
+    })?;
     let progress = progress(args, globals);
     let outcome = runner::run(&session.pipeline, &session.store, &session.options, progress.as_ref(), &stop);
     progress.finish();

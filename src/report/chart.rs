@@ -1,17 +1,17 @@
 //! Line charts as SVG: axes with round ticks, one curve a series, a legend in HTML that wraps.
 //!
-//! Knows nothing of stages. A chart is 640 units wide and as wide as the page; on small screens the style
+//! Knows nothing of stages. A chart is 460 units wide and as wide as the page; on small screens the style
 //! sheet makes the letters larger.
 
 use super::html::{coordinate, escape};
 use crate::measured::{Point, figure};
 
-const WIDTH: f64 = 640.0;
-const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 66.0;
-const RIGHT: f64 = 24.0;
+const WIDTH: f64 = 460.0;
+const HEIGHT: f64 = 250.0;
+const LEFT: f64 = 54.0;
+const RIGHT: f64 = 18.0;
 const TOP: f64 = 10.0;
-const BOTTOM: f64 = 34.0;
+const BOTTOM: f64 = 28.0;
 
 /// Above this many points a curve shows means of neighbours.
 const POINTS: usize = 320;

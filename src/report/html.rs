@@ -19,27 +19,33 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// A table that scrolls by itself where it is wider than the page. `rows` are text, not HTML.
+/// A table that scrolls by itself where it is wider than the page; columns of figures stand to the right.
+/// `rows` are text, not HTML. Without `columns` it has no heads and all cells stand to the left.
 #[must_use]
 pub fn table(columns: &[String], rows: &[Vec<String>]) -> String {
-    let mut html = "<div class=\"wide\"><table>".to_owned();
-    if !columns.is_empty() {
-        let heads: String = columns.iter().map(|head| format!("<th>{}</th>", escape(head))).collect();
-        html += &format!("<thead><tr>{heads}</tr></thead>");
-    }
-    html += "<tbody>";
-    for row in rows {
-        let cell = |cell: &String| format!("<td{}>{}</td>", class(cell), escape(cell));
-        html += &format!("<tr>{}</tr>\n", row.iter().map(cell).collect::<String>());
-    }
-    html + "</tbody></table></div>\n"
+    let of_figures = |column: usize| {
+        let mut cells = rows.iter().filter_map(|row| row.get(column));
+        !columns.is_empty() && !rows.is_empty() && cells.all(|cell| is_figure(cell))
+    };
+    let cell = |tag: &str, (column, text): (usize, &String)| {
+        let class = if of_figures(column) { " class=\"n\"" } else { "" };
+        format!("<{tag}{class}>{}</{tag}>", escape(text))
+    };
+    let row = |tag: &str, cells: &[String]| {
+        format!("<tr>{}</tr>\n", cells.iter().enumerate().map(|one| cell(tag, one)).collect::<String>())
+    };
+    let head =
+        if columns.is_empty() { String::new() } else { format!("<thead>{}</thead>", row("th", columns)) };
+    let body: String = rows.iter().map(|cells| row("td", cells)).collect();
+    format!("<div class=\"wide\"><table>{head}<tbody>{body}</tbody></table></div>\n")
 }
 
-/// Figures stand to the right.
-fn class(cell: &str) -> &'static str {
-    let figure = cell.trim_start_matches(['-', '+', '−']).starts_with(|c: char| c.is_ascii_digit());
-    let words = cell.chars().filter(|c| c.is_alphabetic()).count();
-    if figure && words <= 3 { " class=\"n\"" } else { "" }
+/// Whether a cell reads as a figure, unit or not, or is empty.
+fn is_figure(cell: &str) -> bool {
+    let digits = cell.trim_start_matches(['-', '+', '−']);
+    cell.is_empty()
+        || (digits.starts_with(|c: char| c.is_ascii_digit())
+            && cell.chars().filter(|c| c.is_alphabetic()).count() <= 3)
 }
 
 /// A coordinate: short, and the same on every machine.

@@ -2,7 +2,10 @@
 //!
 //! Sugiyama's scheme in its simplest form: a node's layer is its longest way from a source, edges over
 //! several layers get a bend in each, and bends and nodes are ordered by the mean of their neighbours'
-//! places, downwards and upwards a few times. Knows nothing of stages.
+//! places, downwards and upwards a few times. Edges that leave one node share their bends, so that a node
+//! with many consumers further down has one trunk and not a bundle of lines. Knows nothing of stages.
+
+use std::collections::HashMap;
 
 use petgraph::Direction;
 use petgraph::algo::toposort;
@@ -78,18 +81,14 @@ impl Chart {
             nodes,
         };
         (0..nodes).for_each(|node| chart.rows[layer[node]].push(node));
+        let mut trunks: HashMap<(usize, usize), usize> = HashMap::new();
         for edge in graph.edge_indices() {
             let (from, to) = graph.edge_endpoints(edge).map_or((0, 0), |(a, b)| (a.index(), b.index()));
             let mut bends = Vec::new();
             let mut last = from;
             for row in layer[from] + 1..layer[to] {
-                let bend = chart.above.len();
-                chart.above.push(vec![last]);
-                chart.below.push(Vec::new());
-                chart.below[last].push(bend);
-                chart.rows[row].push(bend);
-                bends.push(bend);
-                last = bend;
+                last = *trunks.entry((from, row)).or_insert_with(|| chart.bend(last, row));
+                bends.push(last);
             }
             chart.below[last].push(to);
             chart.above[to].push(last);
@@ -98,6 +97,16 @@ impl Chart {
         chart.x = vec![0.0; chart.above.len()];
         chart.spread();
         chart
+    }
+
+    /// A new bend below `above`.
+    fn bend(&mut self, above: usize, row: usize) -> usize {
+        let bend = self.above.len();
+        self.above.push(vec![above]);
+        self.below.push(Vec::new());
+        self.below[above].push(bend);
+        self.rows[row].push(bend);
+        bend
     }
 
     /// Orders every layer by the mean place of its neighbours in the layer before.
@@ -195,6 +204,14 @@ mod tests {
         let layout = of(4, &[(0, 3), (1, 2)]);
         let left = |a: usize, b: usize| layout.nodes[a].1 < layout.nodes[b].1;
         assert_eq!(left(0, 1), left(3, 2));
+    }
+
+    #[test]
+    fn long_edges_of_one_node_share_their_bends() {
+        let layout = of(5, &[(0, 1), (1, 2), (2, 3), (2, 4), (0, 3), (0, 4)]);
+        let long: Vec<_> = layout.edges.iter().filter(|edge| edge.0 == 0 && edge.1 > 2).collect();
+        assert_eq!(long.len(), 2);
+        assert_eq!((long[0].2.len(), &long[0].2), (2, &long[1].2));
     }
 
     #[test]

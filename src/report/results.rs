@@ -1,17 +1,31 @@
 //! The tables in outputs, in the pipeline's order; over a seed axis one table in place of several.
 
+use std::collections::BTreeSet;
+
 use contract::Table;
 
 use super::html::{escape, table};
 use super::seeds::{over_seeds, without_seed};
 use crate::measured::summary;
-use crate::recorded::Recorded;
+use crate::recorded::{Recorded, Stage};
 
-/// The tables of all stages.
+/// The tables of all stages: of those that nothing takes from open, of the others folded away.
 #[must_use]
 pub fn html(recorded: &Recorded) -> String {
+    let taken: BTreeSet<&String> =
+        recorded.stages.iter().flat_map(|stage| stage.record.inputs.values().flatten()).collect();
+    let (inner, last): (Vec<&Stage>, Vec<&Stage>) =
+        recorded.stages.iter().partition(|stage| taken.contains(&stage.record.stage));
+    let (inner, last) = (tables(&inner), tables(&last));
+    if last.is_empty() || inner.is_empty() {
+        return last + &inner;
+    }
+    format!("{last}<details><summary>Tables of the stages before</summary>\n{inner}</details>\n")
+}
+
+fn tables(stages: &[&Stage]) -> String {
     let mut groups: Vec<(String, Vec<(String, Table)>)> = Vec::new();
-    for stage in &recorded.stages {
+    for stage in stages {
         let Some(table) = stage.output.as_ref().and_then(|output| summary(output)) else { continue };
         let name = without_seed(stage).unwrap_or_else(|| stage.record.stage.clone());
         let member = (stage.record.stage.clone(), table);

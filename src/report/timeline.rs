@@ -62,10 +62,12 @@ fn mark(percent: f64, seconds: f64) -> String {
         100.0 => "end",
         _ => "middle",
     };
+    // Four labels do not fit a phone.
+    let class = if percent % 50.0 == 0.0 { "tick" } else { "tick quarter" };
     let label = if seconds == 0.0 { "0".to_owned() } else { duration(seconds) };
     format!(
         "<line class=\"grid\" x1=\"{percent}%\" x2=\"{percent}%\" y1=\"{TOP}\" y2=\"100%\"/>\
-         <text class=\"tick\" x=\"{percent}%\" y=\"12\" text-anchor=\"{anchor}\">{label}</text>\n"
+         <text class=\"{class}\" x=\"{percent}%\" y=\"12\" text-anchor=\"{anchor}\">{label}</text>\n"
     )
 }
 
