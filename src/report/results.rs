@@ -1,11 +1,12 @@
-//! The tables in outputs, in the pipeline's order; over a seed axis one table in place of several.
+//! The tables in outputs, in the pipeline's order; over a seed axis one table in place of
+//! several, and one row in place of several.
 
 use std::collections::BTreeSet;
 
 use contract::Table;
 
 use super::html::{escape, table};
-use super::seeds::{over_seeds, without_seed};
+use super::seeds::{over_seeds, rows_over_seeds, without_seed};
 use crate::measured::summary;
 use crate::recorded::{Recorded, Stage};
 
@@ -16,17 +17,24 @@ pub fn html(recorded: &Recorded) -> String {
         recorded.stages.iter().flat_map(|stage| stage.record.inputs.values().flatten()).collect();
     let (inner, last): (Vec<&Stage>, Vec<&Stage>) =
         recorded.stages.iter().partition(|stage| taken.contains(&stage.record.stage));
-    let (inner, last) = (tables(&inner), tables(&last));
+    let (inner, last) = (tables(&inner, recorded), tables(&last, recorded));
     if last.is_empty() || inner.is_empty() {
         return last + &inner;
     }
     format!("{last}<details><summary>Tables of the stages before</summary>\n{inner}</details>\n")
 }
 
-fn tables(stages: &[&Stage]) -> String {
+fn tables(stages: &[&Stage], recorded: &Recorded) -> String {
+    let mut html = String::new();
     let mut groups: Vec<(String, Vec<(String, Table)>)> = Vec::new();
     for stage in stages {
         let Some(table) = stage.output.as_ref().and_then(|output| summary(output)) else { continue };
+        if let Some(merged) = rows_over_seeds(stage, &table, recorded) {
+            let name = &stage.record.stage;
+            let fold = format!("<details><summary>each seed</summary>\n{}</details>\n", one(name, &table));
+            html += &(one(name, &merged) + &fold);
+            continue;
+        }
         let name = without_seed(stage).unwrap_or_else(|| stage.record.stage.clone());
         let member = (stage.record.stage.clone(), table);
         match groups.iter_mut().find(|(group, _)| *group == name) {
@@ -34,7 +42,8 @@ fn tables(stages: &[&Stage]) -> String {
             None => groups.push((name, vec![member])),
         }
     }
-    groups.iter().map(|(name, members)| group(name, members)).collect()
+    html.extend(groups.iter().map(|(name, members)| group(name, members)));
+    html
 }
 
 fn group(name: &str, members: &[(String, Table)]) -> String {

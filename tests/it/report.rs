@@ -130,6 +130,27 @@ fn numbers_over_a_seed_axis_are_mean_and_deviation() {
 }
 
 #[test]
+fn rows_of_a_stage_that_collects_seeds_are_mean_and_deviation() {
+    let script = "echo '{\"title\":\"t\",\"columns\":[\"arm\",\"loss\"],\"rows\":[[\"base\",\"7.0\"],\
+                  [\"lora,1\",\"1.0\"],[\"lora,2\",\"3.0\"],[\"dora,1\",\"0.5\"],[\"dora,2\",\"0.7\"]]}' > $OUT/summary.json";
+    let text = [
+        stage(
+            "train",
+            "echo ${matrix.arm} ${matrix.seed} > $OUT/x",
+            "matrix = { arm = [\"lora\", \"dora\"], seed = [1, 2] }",
+        ),
+        stage("all", script, "inputs = { runs = \"train[*]\" }"),
+    ];
+    let place = Place::new(&text.concat());
+    place.run();
+    let html = report(&place);
+    for text in ["lora (n = 2)", "2.0 ± 1.4", "dora (n = 2)", "0.6 ± 0.1", "<td>base</td>"] {
+        assert!(html.contains(text), "{text}");
+    }
+    assert_eq!(html.matches("lora,1</td>").count(), 1, "each seed is folded away");
+}
+
+#[test]
 fn a_run_can_be_named_and_written_to_standard_output() {
     let place = Place::new(&everything());
     place.pipe("report").ends(2).says(&["there are no runs yet"]);
