@@ -23,7 +23,7 @@ pub struct Recorded {
 pub struct Stage {
     /// What was noted when the run ended.
     pub record: StageRecord,
-    /// The stored result of its key, if it is still there.
+    /// The stored result of its key, if it is still there and the one that the run used.
     pub action: Option<Action>,
     /// The folder with its output, if it is still there.
     pub output: Option<PathBuf>,
@@ -57,10 +57,16 @@ impl Recorded {
 
 impl Stage {
     fn new(record: &StageRecord, store: &Store) -> Self {
+        let mut record = record.clone();
         let key = record.key.map(StageKey);
+        let mut action = key.and_then(|key| store.action(&key));
+        // The key was made again since, to other bytes: what made it the same run still holds, the rest not.
+        if let Some(other) = action.take_if(|action| Some(action.object) != record.object) {
+            record.fields = other.explanation;
+        }
         let output = record.object.map(|object| store.objects.files(&object)).filter(|path| path.is_dir());
         let log = key.map(|key| store.log_path(&key)).filter(|path| path.is_file());
-        Self { record: record.clone(), action: key.and_then(|key| store.action(&key)), output, log }
+        Self { record, action, output, log }
     }
 
     /// What earlier programs did not note and can be told from the rest.

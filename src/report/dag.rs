@@ -21,10 +21,20 @@ const SPACE: f64 = 14.0;
 /// Longer names are cut off; the whole name is the box's title.
 const LETTERS: usize = 26;
 
+/// A graph with more stages or edges than this is a wall of lines and not drawn.
+const MOST: (usize, usize) = (400, 2000);
+
 /// The graph of `recorded`.
 #[must_use]
 pub fn svg(recorded: &Recorded) -> String {
-    let layout = layout(&graph(recorded));
+    let graph = graph(recorded);
+    if graph.node_count() > MOST.0 || graph.edge_count() > MOST.1 {
+        let (nodes, edges) = (graph.node_count(), graph.edge_count());
+        return format!(
+            "<p>{nodes} stages and {edges} edges are too many to draw; <code>pipe dag</code> lists them.</p>\n"
+        );
+    }
+    let layout = layout(&graph);
     let letters = recorded.stages.iter().map(|stage| stage.record.stage.chars().count().min(LETTERS)).max();
     // Letters of 12 px are about 7 px wide; a box holds at least `synthesize · 12.3 s`.
     let pitch = (letters.unwrap_or(0) as f64 * 7.0 + 16.0).max(124.0) + SPACE;

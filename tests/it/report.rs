@@ -172,6 +172,34 @@ fn a_report_tells_what_the_store_no_longer_holds() {
 }
 
 #[test]
+fn what_a_later_run_made_of_the_same_key_is_not_told_of_an_earlier_one() {
+    let place = Place::new(&stage("a", "date +%N > $OUT/samples.txt; sleep 1.1", ""));
+    place.run();
+    let made = |html: &str| html.split("<td>made</td><td>").nth(1).map(|rest| rest[..20].to_owned());
+    let first = report(&place);
+    assert!(made(&first).is_some(), "{first}");
+    place.pipe("run p.toml --force").ends(0);
+    let runs = place.pipe("runs --json").ends(0);
+    let runs: serde_json::Value = serde_json::from_str(&runs.out).unwrap();
+    let name = runs["runs"][0]["id"].as_str().unwrap().to_owned();
+    let said = place.pipe(&format!("report --run {name} -o -")).ends(0);
+    assert_eq!(made(&said.out), None, "it is not known any more");
+    assert!(said.out.contains("date +%N"), "its parameters are");
+    let sample = |html: &str| html.split("<pre>").nth(1).map(|rest| rest[..6].to_owned());
+    assert_eq!(sample(&said.out), sample(&first));
+}
+
+#[test]
+fn a_large_graph_is_not_drawn_and_the_rest_is() {
+    let script = "echo ${matrix.n} > $OUT/x";
+    let numbers: Vec<String> = (0..401).map(|n| n.to_string()).collect();
+    let place = Place::new(&stage("a", script, &format!("matrix = {{ n = [{}] }}", numbers.join(", "))));
+    place.run();
+    let html = report(&place);
+    assert!(html.contains("too many to draw") && html.contains("id=\"stage-400\""));
+}
+
+#[test]
 fn a_trace_has_an_event_a_stage_on_the_lane_of_its_slot() {
     let place = Place::new(&everything());
     place.pipe("run p.toml -j 1").ends(0);
