@@ -43,14 +43,16 @@ fn of_two_runs_the_one_that_is_named_stops_or_all() {
     until("both are in their stages", || place.lines("ran") == 2);
     place.pipe("cancel").ends(2).says(&["2 runs go on", "p.toml", "other.toml", "--all"]);
     place.pipe("cancel nonsense").ends(2).says(&["no run `nonsense`"]);
-    let name = std::fs::read_dir(place.path(".pipe/running")).unwrap().flatten().map(|entry| entry.path());
-    let name = name.filter(|path| std::fs::read_to_string(path).unwrap().contains("other.toml"));
-    let name = name.last().unwrap().file_stem().unwrap().to_str().unwrap().to_owned();
+    place.pipe("runs").ends(0).says(&["goes on"]);
+    let runs: serde_json::Value = serde_json::from_str(&place.pipe("runs --json").ends(0).out).unwrap();
+    let other = runs["running"].as_array().unwrap().iter().find(|run| run["file"] == "other.toml").unwrap();
+    let name = other["id"].as_str().unwrap().to_owned();
     place.pipe(&format!("cancel {name}")).ends(0).says(&[&name]);
     assert_eq!(second.wait().0, Some(75));
     assert!(!processes("sleep 7621").is_empty(), "the other one goes on");
     place.pipe("cancel --all").ends(0).says(&["stopped run"]);
     assert_eq!(first.wait().0, Some(75));
+    place.pipe("runs").ends(0).lacks("goes on");
 }
 
 #[test]
