@@ -5,11 +5,16 @@
 
 mod it {
     mod cache;
+    mod cancel;
     mod damage;
+    mod diff;
     mod errors;
     mod explain;
+    mod follow;
     mod locks;
+    mod metrics;
     mod place;
+    mod report;
     mod resume;
     mod run;
     mod signals;
