@@ -18,6 +18,7 @@ pub mod exec;
 pub mod executor;
 pub mod graph;
 pub mod key;
+pub mod pins;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;

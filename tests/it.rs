@@ -8,6 +8,7 @@ mod it {
     mod damage;
     mod errors;
     mod explain;
+    mod hub;
     mod locks;
     mod place;
     mod resume;

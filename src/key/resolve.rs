@@ -11,7 +11,8 @@ use crate::pipeline::{EnvVar, Instance, StageId};
 use crate::store::StatCache;
 
 impl KeyFields {
-    /// The fields of `instance`, or `None` while `object` does not know one of its producers' outputs.
+    /// The fields of `instance`, or `None` while `object` does not know one of its producers' outputs. What
+    /// moves must have been pinned: it has no place in a key.
     ///
     /// # Errors
     /// If a local file that a parameter names cannot be read.

@@ -154,7 +154,8 @@ impl Attempt<'_> {
         Inputs(self.inputs.iter().map(named).collect())
     }
 
-    /// Declared variables, those that the kind needs on this machine, its secrets, and how many threads fit beside its siblings.
+    /// Declared variables, those that the kind needs on this machine, its secrets, and how many threads fit
+    /// beside its siblings.
     fn env(&self) -> Vec<(String, String)> {
         let declared = self.instance.env.iter();
         let mut env: Vec<(String, String)> =
