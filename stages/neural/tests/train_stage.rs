@@ -260,8 +260,10 @@ fn bad_data_is_refused_with_the_way_out() {
         let bench = Bench::with(train, &rows(2, 1));
         bench.attempt("run", &lora(), &AtomicBool::new(false), &Told::default()).unwrap_err()
     };
-    let set =
-        |ids: Vec<u32>, prompt_len| TokenSet { rows: vec![TokenRow { ids, prompt_len }], mask_prompt: true };
+    let set = |ids: Vec<u32>, prompt_len| TokenSet {
+        rows: vec![TokenRow { ids, prompt_len, turns: vec![] }],
+        mask_prompt: true,
+    };
     assert!(refused(&set(vec![1, 2, 40], 1)).message.contains("token 40"));
     assert!(refused(&set(vec![1, 2, 3], 3)).message.contains("no row"));
     assert!(refused(&set(vec![1; 65], 1)).message.contains("65 tokens"));
