@@ -151,3 +151,37 @@ fn a_killed_download_goes_on_where_it_was() {
         world.place.output("model").into_iter().find(|(name, _)| name.ends_with("model.safetensors"));
     assert_eq!(weights.unwrap().1, "w".repeat(300_000).into_bytes());
 }
+
+#[test]
+fn a_folder_that_is_called_like_a_template_changes_nothing_and_a_template_file_is_in_the_key() {
+    let world = World::new();
+    world.place.write(
+        "hub/o/tiny/tokenizer.json",
+        include_str!("../../stages/data/tests/golden/tokenizer/tokenizer.json"),
+    );
+    world
+        .place
+        .write("hub/o/tiny/tokenizer_config.json", "{\"bos_token\": \"<s>\", \"eos_token\": \"</s>\"}");
+    fs::remove_file(world.place.path("hub/o/tiny/config.json")).unwrap();
+    world.place.write("hub/datasets/o/rows/train.jsonl", "{\"instruction\": \"a\", \"output\": \"b\"}\n");
+    let tokens =
+        "[stages.tokens]\nkind = \"tokenize\"\ninputs = { dataset = \"rows\", tokenizer = \"model\" }\n";
+    let with =
+        |template: &str| world.place.pipeline(&format!("{PIPELINE}{tokens}template = \"{template}\"\n"));
+    with("plain");
+    world.pipe("run p.toml").ends(0).counts(0, 3, 0);
+    fs::create_dir(world.place.path("plain")).unwrap();
+    world.pipe("run p.toml").ends(0).counts(3, 0, 0);
+    world.place.write("own.jinja", "{{ instruction }} -> ");
+    with("own.jinja");
+    world.pipe("run p.toml").ends(0).counts(2, 1, 0);
+    world.place.write("own.jinja", "{{ instruction }} => ");
+    world.pipe("plan p.toml").ends(0).says(&["`template`: the content of the file or folder changed"]);
+    world.pipe("run p.toml").ends(0).counts(2, 1, 0);
+    with("chatml");
+    world.pipe("run p.toml").ends(0).counts(2, 1, 0);
+    with("chat");
+    world.pipe("run p.toml").ends(1).says(&["no chat template of its own"]);
+    with("alpca");
+    world.pipe("run p.toml").ends(2).says(&["`alpca` is no template"]);
+}

@@ -47,7 +47,7 @@ const INPUTS: &[Input] = &[
 const PARAMS: &[Param] = &[
     Param::new(
         "template",
-        Type::Text,
+        Type::AnyOf(&[Type::Choice(Template::NAMES), Type::Text]),
         Default::Text("alpaca"),
         "how a row becomes text: `alpaca` (its prompt ends with a line break), `alpaca-stanford` (it does not), `plain`; for chats `chat` (the model's own), `chatml`, `llama2-chat`; or a file with a Jinja template that names `instruction` and `input`, or `messages`. Completions need none",
     )

@@ -192,6 +192,10 @@ impl State {
             let folder = if section == "datasets" { "datasets/" } else { "" };
             return self.info(&format!("{folder}{owner}/{name}"), &decoded(revision), &request.query);
         }
+        if let ["api", section, owner, name, "tree", revision] = parts[..] {
+            let folder = if section == "datasets" { "datasets/" } else { "" };
+            return self.tree(&format!("{folder}{owner}/{name}"), &decoded(revision));
+        }
         let at = parts.iter().position(|part| *part == "resolve");
         match at {
             Some(at) if parts.len() > at + 2 => {
@@ -236,6 +240,23 @@ impl State {
         };
         let siblings: Vec<Value> = files.iter().map(sibling).collect();
         Answer::json(&json!({"id": repository, "sha": commit, "siblings": siblings}))
+    }
+
+    /// The list that `huggingface_hub` asks for, on one page.
+    fn tree(&self, repository: &str, revision: &str) -> Answer {
+        let files = match self.at(repository, revision) {
+            Ok((files, _)) => files,
+            Err(answer) => return answer,
+        };
+        let entry = |(path, bytes): (&String, &Vec<u8>)| {
+            let size = bytes.len();
+            let mut entry = json!({"type": "file", "path": path, "size": size, "oid": git_blob(bytes)});
+            if is_lfs(path) {
+                entry["lfs"] = json!({"oid": sha256(bytes), "size": size, "pointerSize": 135});
+            }
+            entry
+        };
+        Answer::json(&files.iter().map(entry).collect())
     }
 
     fn file(&self, request: &Request, repository: &str, revision: &str, path: &str) -> Answer {

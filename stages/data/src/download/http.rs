@@ -304,6 +304,7 @@ fn refused(url: &str, response: &Response<Body>) -> Broken {
         408 | 425 | 429 | 500..=599 => {
             let error = StageError::new(format!("the server answered `{url}` with {status}"));
             let after = header("retry-after").and_then(|text| text.trim().parse().ok());
+            let after = after.or_else(|| window(header("ratelimit").filter(|_| status == 429)?));
             Broken::Retry(error, after.map(Duration::from_secs))
         }
         _ => {
@@ -329,6 +330,11 @@ impl Failure {
             _ => failure,
         }
     }
+}
+
+/// Seconds until a server counts anew: `"api";r=0;t=55` (draft-ietf-httpapi-ratelimit-headers).
+fn window(header: &str) -> Option<u64> {
+    header.split(';').find_map(|part| part.trim().strip_prefix("t=")?.parse().ok())
 }
 
 fn length(response: &Response<Body>) -> Option<u64> {
@@ -473,6 +479,17 @@ mod tests {
         let error = fetch(&bench, 5, &url, None).unwrap_err();
         assert!(error.message.contains("404"), "{error}");
         assert_eq!(requests.iter().count(), 1);
+    }
+
+    #[test]
+    fn the_hubs_own_header_says_how_long_to_wait() {
+        assert_eq!(window("\"api\";r=0;t=55"), Some(55));
+        assert_eq!(window("\"api\";r=0"), None);
+        let busy = "HTTP/1.1 429 No\r\nRateLimit: \"resolvers\";r=0;t=1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let (url, _requests) = server(vec![busy.into(), ok(2, "ok")]);
+        let start = std::time::Instant::now();
+        fetch(&Bench::new(), 2, &url, None).unwrap();
+        assert!(start.elapsed() >= Duration::from_secs(1));
     }
 
     #[test]

@@ -10,6 +10,9 @@ use super::super::checksum::Checksum;
 use super::super::stays_inside;
 use super::repository::{Repository, is_commit};
 
+/// From so many files on, the hub's list may not be whole (`VERY_LARGE_REPO_THRESHOLD` of `huggingface_hub`).
+const TOO_MANY: usize = 50_000;
+
 /// The files of one commit.
 #[derive(Debug)]
 pub struct Listing {
@@ -63,6 +66,12 @@ impl Listing {
         let answer: Answer = serde_json::from_str(text).map_err(|error| strange(error.to_string()))?;
         if !is_commit(&answer.sha) {
             return Err(strange(format!("`{}` is no commit", answer.sha.escape_debug())));
+        }
+        if answer.siblings.len() >= TOO_MANY {
+            return Err(StageError::new(format!(
+                "the repository has {TOO_MANY} files or more, and the hub may not list them all"
+            ))
+            .hint("fetch it with `hf download` and name the folder"));
         }
         let mut files = Vec::with_capacity(answer.siblings.len());
         for Sibling { rfilename: path, size, blob_id, lfs } in answer.siblings {
