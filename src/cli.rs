@@ -14,15 +14,19 @@ use crate::exec::exec_stage;
 use crate::registry::Registry;
 
 pub mod args;
+mod cancel;
 mod completions;
 mod dag;
 mod devices;
+mod diff;
 mod explain;
 mod export;
 mod gc;
 mod init;
 mod logs;
+mod metrics;
 mod plan;
+mod report;
 mod run;
 mod runs;
 mod schema;
@@ -49,7 +53,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, registry: &Registry) -> Exi
     match dispatch(&cli, registry) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            report(&error);
+            tell(&error);
             error.exit.into()
         }
     }
@@ -65,8 +69,12 @@ fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
         Command::Dag(args) => dag::run(args, registry),
         Command::Logs(args) => logs::run(args, globals, registry),
         Command::Export(args) => export::run(args, globals, registry),
+        Command::Cancel(args) => cancel::run(args, globals),
         Command::Runs(args) => runs::run(args, globals),
         Command::Show(args) => show::run(args, globals),
+        Command::Diff(args) => diff::run(args, globals),
+        Command::Metrics(args) => metrics::run(args, globals),
+        Command::Report(args) => report::run(args, globals),
         Command::Gc(args) => gc::run(args, globals),
         Command::Verify(args) => verify::run(args, globals),
         Command::Stages(args) => stages::run(args, registry),
@@ -88,7 +96,7 @@ fn set_color(color: Color) {
 }
 
 /// Prints an error: its sentence and the way out.
-pub fn report(error: &Error) {
+pub fn tell(error: &Error) {
     use anstyle::{AnsiColor, Style};
     if let Some(diagnostics) = &error.diagnostics {
         let count = diagnostics.len();

@@ -64,6 +64,12 @@ pub struct StageOutcome {
     pub action: Option<Action>,
     /// Why it has none.
     pub failure: Option<Failure>,
+    /// What its key is made of, if it came that far.
+    pub fields: Option<KeyFields>,
+    /// The slots of its pool that it was given; none if it did not run.
+    pub slots: Vec<usize>,
+    /// When it started and ended, counted from the run's start. A wait for another run is part of it.
+    pub span: Option<(Duration, Duration)>,
 }
 
 /// What a stage's thread tells the deciding one.
@@ -112,7 +118,7 @@ struct Run<'a> {
     schedule: Schedule,
     outcomes: Vec<StageOutcome>,
     objects: HashMap<StageId, Digest>,
-    fields: Vec<Option<KeyFields>>,
+    started: Instant,
 }
 
 impl<'a> Run<'a> {
@@ -130,6 +136,9 @@ impl<'a> Run<'a> {
             key: None,
             action: None,
             failure: None,
+            fields: None,
+            slots: Vec::new(),
+            span: None,
         };
         Self {
             pipeline,
@@ -140,7 +149,7 @@ impl<'a> Run<'a> {
             schedule: schedule.limited(options.jobs.unwrap_or(usize::MAX)),
             outcomes: pipeline.instances.iter().map(outcome).collect(),
             objects: HashMap::new(),
-            fields: vec![None; pipeline.instances.len()],
+            started: Instant::now(),
         }
     }
 
@@ -161,6 +170,9 @@ impl<'a> Run<'a> {
                     Do::Start(task, slots) => {
                         self.progress
                             .update(&self.pipeline.instances[task].id, &Update::Started { slots: &slots });
+                        let now = self.started.elapsed();
+                        self.outcomes[task].span = Some((now, now));
+                        self.outcomes[task].slots.clone_from(&slots);
                         spawn(self.attempt(task, slots), sender.clone());
                     }
                 }
@@ -199,7 +211,7 @@ impl<'a> Run<'a> {
         self.outcomes[task].key = Some(key);
         let forced = self.options.forced.get(task).copied().unwrap_or(false);
         let hit = if forced { None } else { self.store.lookup(&key)? };
-        self.fields[task] = Some(fields);
+        self.outcomes[task].fields = Some(fields);
         let frozen = self.options.frozen.get(task).copied().unwrap_or(false);
         match hit {
             Some(action) => {
@@ -235,7 +247,7 @@ impl<'a> Run<'a> {
             instance,
             store: self.store,
             stop: self.stop,
-            fields: self.fields[task].clone().expect("a queued task was checked"),
+            fields: self.outcomes[task].fields.clone().expect("a queued task was checked"),
             inputs: inputs.collect(),
             slots,
             slots_of_pool: self.options.pools.get(instance.kind.pool().name()).copied().unwrap_or(1),
@@ -281,6 +293,9 @@ impl<'a> Run<'a> {
         let state = self.schedule.states()[task];
         self.progress.update(id, &Update::Ended { state, seconds, failure: failure.as_ref() });
         self.outcomes[task].failure = failure;
+        if let Some((_, end)) = &mut self.outcomes[task].span {
+            *end = self.started.elapsed();
+        }
     }
 }
 

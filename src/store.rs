@@ -9,6 +9,7 @@
 //!   locks/KEY          one flock a key
 //!   work/KEY/          a stage's own folder, survives crashes
 //!   attempts/          half-made outputs, of use to nobody after a crash
+//!   running/           one locked file a run that goes on
 //!   logs/, runs/       what was said and done
 //! ```
 //!
@@ -27,6 +28,7 @@ pub use action::Action;
 pub use history::{RunRecord, StageRecord};
 pub use lock::KeyLock;
 pub use object::{Check, Manifest, Objects};
+pub use running::{Announced, Running};
 pub use stat_cache::StatCache;
 
 mod action;
@@ -35,6 +37,7 @@ pub mod gc;
 mod history;
 mod lock;
 mod object;
+mod running;
 mod stat_cache;
 
 /// Format of the store. A program refuses a store with a higher number.

@@ -5,12 +5,17 @@
 
 mod it {
     mod cache;
+    mod cancel;
     mod damage;
+    mod diff;
     mod errors;
     mod explain;
+    mod follow;
     mod hub;
     mod locks;
+    mod metrics;
     mod place;
+    mod report;
     mod resume;
     mod run;
     mod signals;

@@ -100,10 +100,18 @@ pub enum Command {
     Logs(Logs),
     /// Put a stage's output into a folder
     Export(Export),
+    /// Ask a run to stop, as Ctrl-C does
+    Cancel(Cancel),
     /// List what was run
     Runs(Runs),
     /// Describe one run
     Show(Show),
+    /// Say what differs between two runs
+    Diff(Diff),
+    /// Say what the stages of a run measured
+    Metrics(Metrics),
+    /// Write a run as one HTML file, or as a trace
+    Report(Report),
     /// Free what the last runs did not use
     Gc(Gc),
     /// Hash every byte of the store
@@ -223,6 +231,9 @@ pub struct Logs {
     /// Print where the log lies, not what it says
     #[arg(long)]
     pub path: bool,
+    /// Go on printing until the stage ends
+    #[arg(short, long, conflicts_with = "path")]
+    pub follow: bool,
 }
 
 /// `pipe export`
@@ -242,6 +253,23 @@ pub struct Export {
     pub force: bool,
 }
 
+/// `pipe cancel`
+#[derive(Args, Clone, Debug)]
+pub struct Cancel {
+    /// The run, by its name or its first letters; the only one if absent
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+    /// Every run on this store
+    #[arg(long, conflicts_with = "run")]
+    pub all: bool,
+    /// How long to wait until it is gone (`90s`, `10m`); for ever if absent
+    #[arg(long, value_name = "TIME", value_parser = crate::pipeline::duration)]
+    pub wait: Option<std::time::Duration>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `pipe runs`
 #[derive(Args, Clone, Debug)]
 pub struct Runs {
@@ -259,6 +287,54 @@ pub struct Show {
     /// As one JSON document
     #[arg(long)]
     pub json: bool,
+}
+
+/// `pipe diff`
+#[derive(Args, Clone, Debug)]
+pub struct Diff {
+    /// A run, by its name or its first letters
+    #[arg(value_name = "RUN")]
+    pub before: String,
+    /// The run to compare it with; the last run if absent
+    #[arg(value_name = "RUN")]
+    pub after: Option<String>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe metrics`
+#[derive(Args, Clone, Debug)]
+pub struct Metrics {
+    /// The pipeline, by file or name: its last run is meant; the last run at all if absent
+    #[arg(value_name = "PIPELINE", value_hint = clap::ValueHint::FilePath)]
+    pub pipeline: Option<String>,
+    /// Stages (`train`, or one instance: `train[lora]`); all if absent
+    #[arg(value_name = "STAGE")]
+    pub stages: Vec<String>,
+    /// Another run, by its name or its first letters; only stages follow then
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe report`
+#[derive(Args, Clone, Debug)]
+pub struct Report {
+    /// The pipeline, by file or name: its last run is meant; the last run at all if absent
+    #[arg(value_name = "PIPELINE", value_hint = clap::ValueHint::FilePath, conflicts_with = "run")]
+    pub pipeline: Option<String>,
+    /// Another run, by its name or its first letters
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// The HTML file to write (`-`: standard output); `report.html` if absent
+    #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Write a trace for Perfetto or chrome://tracing; HTML then only with `--output`
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub trace: Option<PathBuf>,
 }
 
 /// `pipe gc`
@@ -382,8 +458,12 @@ mod tests {
           status       Say where each stage stands
           logs         Print what a stage said when it last ran
           export       Put a stage's output into a folder
+          cancel       Ask a run to stop, as Ctrl-C does
           runs         List what was run
           show         Describe one run
+          diff         Say what differs between two runs
+          metrics      Say what the stages of a run measured
+          report       Write a run as one HTML file, or as a trace
           gc           Free what the last runs did not use
           verify       Hash every byte of the store
           stages       List stage kinds, or describe one

@@ -7,9 +7,14 @@ use crate::error::{Error, Exit, io_at};
 use crate::plan::plan;
 use crate::registry::Registry;
 
+mod follow;
+
 /// Runs the command.
 pub fn run(args: &Logs, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
     let (session, found) = Session::of_stage(&args.file, &args.stage, globals, registry)?;
+    if args.follow {
+        return follow::follow(args, &session, &found);
+    }
     let planned = plan(&session.pipeline, &session.store, &session.options)?;
     let last = session.store.runs()?;
     let mut missing = Vec::new();

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use contract::Table;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -12,16 +11,19 @@ use super::session::{Pinning, Session};
 use super::table::align;
 use super::{plan as plan_command, print, print_json};
 use crate::error::{Error, Exit};
+use crate::exec::JobFile;
 use crate::executor::Stop;
 use crate::graph::Graph;
+use crate::key::KeyFields;
+use crate::measured::summary;
 use crate::pins::Moved;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{InputRef, Instance, Pipeline};
 use crate::plan::plan;
 use crate::progress::{Bars, JsonLines, Lines, Progress, Silent};
 use crate::registry::Registry;
 use crate::runner::{self, Outcome, StageOutcome};
 use crate::schedule::State;
-use crate::store::{RunRecord, StageRecord, Store};
+use crate::store::{RunRecord, Running, StageRecord, Store};
 
 /// How many stages' outputs are offered for export at the end.
 const EXPORTS: usize = 6;
@@ -48,6 +50,14 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
     let _in_use = session.store.hold()?;
     let stop = Arc::new(Stop::default());
     let signal = listen(&stop, globals.quiet)?;
+    // After the signals are listened to: from here on `pipe cancel` may ask.
+    let _announced = session.store.announce(&Running {
+        id: RunRecord::name(started),
+        pid: std::process::id(),
+        pipeline: session.pipeline.name.clone(),
+        file: args.file.pipeline.display().to_string(),
+        started: format!("{started:.0}"),
+    })?;
     let progress = progress(args, globals);
     let outcome = runner::run(&session.pipeline, &session.store, &session.options, progress.as_ref(), &stop);
     progress.finish();
@@ -130,17 +140,7 @@ fn record(
     outcome: &Outcome,
     exit: Exit,
 ) -> RunRecord {
-    let stage = |stage: &StageOutcome| StageRecord {
-        stage: stage.id.0.clone(),
-        state: format!("{:?}", stage.state).to_lowercase(),
-        key: stage.key.map(|key| key.0),
-        object: stage.action.as_ref().map(|action| action.object),
-        seconds: stage
-            .action
-            .as_ref()
-            .filter(|_| stage.state == State::Done)
-            .map_or(0.0, |action| action.seconds),
-    };
+    let stages = pipeline.instances.iter().zip(&outcome.stages);
     RunRecord {
         id: RunRecord::name(started),
         pipeline: pipeline.name.clone(),
@@ -149,7 +149,38 @@ fn record(
         started: format!("{started:.0}"),
         seconds: outcome.elapsed.as_secs_f64(),
         exit: exit.code(),
-        stages: outcome.stages.iter().map(stage).collect(),
+        program: JobFile::PROGRAM.to_owned(),
+        stages: stages.map(|(instance, stage)| stage_record(instance, stage)).collect(),
+    }
+}
+
+fn stage_record(instance: &Instance, stage: &StageOutcome) -> StageRecord {
+    let (ran, waited) = (stage.state == State::Done, stage.state == State::Cached);
+    let took = stage.span.map_or(0.0, |(begun, ended)| ended.saturating_sub(begun).as_secs_f64());
+    let fields = stage.fields.as_ref().filter(|_| stage.action.is_none()).map(KeyFields::explain);
+    let producers = |(name, refs): (&String, &Vec<InputRef>)| {
+        (name.clone(), refs.iter().map(|one| one.producer.0.clone()).collect())
+    };
+    StageRecord {
+        stage: stage.id.0.clone(),
+        state: format!("{:?}", stage.state).to_lowercase(),
+        key: stage.key.map(|key| key.0),
+        object: stage.action.as_ref().map(|action| action.object),
+        seconds: match &stage.action {
+            Some(action) if ran => action.seconds,
+            _ if waited => 0.0,
+            _ => took,
+        },
+        kind: instance.kind.kind().to_owned(),
+        table: instance.stage.clone(),
+        axes: instance.axes.clone(),
+        inputs: instance.inputs.iter().map(producers).collect(),
+        pool: instance.kind.pool().name().to_owned(),
+        slots: stage.slots.clone(),
+        begun: stage.span.map(|(begun, _)| begun.as_secs_f64()),
+        ended: stage.span.map(|(_, ended)| ended.as_secs_f64()),
+        failure: stage.failure.as_ref().map(|failure| failure.message.clone()),
+        fields: fields.unwrap_or_default(),
     }
 }
 
@@ -164,11 +195,7 @@ fn tables(store: &Store, pipeline: &Pipeline, outcome: &Outcome) -> String {
     let mut text = String::new();
     for (instance, stage) in pipeline.instances.iter().zip(&outcome.stages) {
         let Some(action) = &stage.action else { continue };
-        let Ok(bytes) = std::fs::read(store.objects.files(&action.object).join(Table::FILE)) else {
-            continue;
-        };
-        // A program's own `summary.json` may be of any form; only ours is shown.
-        let Ok(table) = serde_json::from_slice::<Table>(&bytes) else { continue };
+        let Some(table) = summary(&store.objects.files(&action.object)) else { continue };
         let rows: Vec<Vec<String>> = std::iter::once(table.columns).chain(table.rows).collect();
         text += &format!("{}: {}\n{}\n", instance.id, table.title, align(&rows, "  "));
     }

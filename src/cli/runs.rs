@@ -1,23 +1,26 @@
-//! `pipe runs`: what was run, the last run last.
+//! `pipe runs`: what was run, the last run last, and what goes on.
 
 use super::args::{Globals, Runs};
 use super::table::align;
 use super::{print, print_json};
 use crate::error::{Error, Exit};
-use crate::store::{Check, RunRecord, Store};
+use crate::store::{Check, RunRecord, Running, Store};
 
 /// Runs the command.
 pub fn run(args: &Runs, globals: &Globals) -> Result<Exit, Error> {
-    let runs = Store::open(&globals.store, Check::Stat)?.runs()?;
+    let store = Store::open(&globals.store, Check::Stat)?;
+    let (runs, running) = (store.runs()?, store.running());
     if args.json {
-        return print_json(&serde_json::json!({"version": 1, "runs": runs}));
+        return print_json(&serde_json::json!({"version": 1, "runs": runs, "running": running}));
     }
-    if runs.is_empty() {
+    if runs.is_empty() && running.is_empty() {
         anstream::eprintln!("no runs yet; start one with `pipe run PIPELINE`");
         return Ok(Exit::Ok);
     }
     let mut rows = vec![["run", "pipeline", "started", "took", "exit", "stages"].map(str::to_owned).to_vec()];
     rows.extend(runs.iter().map(row));
+    let going_on = |run: Running| vec![run.id, run.pipeline, run.started, "goes on".to_owned()];
+    rows.extend(running.into_iter().map(going_on));
     print(&align(&rows, ""))
 }
 

@@ -10,29 +10,13 @@ use crate::store::{Action, Check, RunRecord, Store};
 /// Runs the command.
 pub fn run(args: &Show, globals: &Globals) -> Result<Exit, Error> {
     let store = Store::open(&globals.store, Check::Stat)?;
-    let run = find(store.runs()?, args.run.as_deref())?;
+    let run = store.find_run(args.run.as_deref())?;
     let actions: Vec<Option<Action>> =
         run.stages.iter().map(|stage| store.action(&StageKey(stage.key?))).collect();
     if args.json {
         return print_json(&serde_json::json!({"version": 1, "run": run, "actions": actions}));
     }
     print(&text(&run, &actions))
-}
-
-/// The run that `name` begins; the last one without a name.
-fn find(mut runs: Vec<RunRecord>, name: Option<&str>) -> Result<RunRecord, Error> {
-    let Some(name) = name else {
-        return runs
-            .pop()
-            .ok_or_else(|| Error::usage("there are no runs yet").hint("start one with `pipe run PIPELINE`"));
-    };
-    runs.retain(|run| run.id.starts_with(name));
-    match runs.len() {
-        1 => Ok(runs.remove(0)),
-        0 => Err(Error::usage(format!("there is no run `{name}`")).hint("`pipe runs` lists them")),
-        many => Err(Error::usage(format!("{many} runs begin with `{name}`"))
-            .hint("write more of its name; `pipe runs` lists them")),
-    }
 }
 
 fn text(run: &RunRecord, actions: &[Option<Action>]) -> String {

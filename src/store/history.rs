@@ -1,16 +1,20 @@
 //! What was run: one record a run, in the order of their names.
 //!
-//! A record names the keys and objects that a run used; `gc` keeps those of the last runs.
+//! A record names the keys and objects that a run used; `gc` keeps those of the last runs. It also holds
+//! what a report needs and no action knows: what took what, where and when each stage ran. Fields that
+//! came later have a default, so that records of earlier programs stay readable.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::files::write_atomic;
 use super::{Action, Store};
 use crate::digest::Digest;
 use crate::error::{Error, io_at};
-use crate::key::StageKey;
+use crate::key::{Explanation, StageKey};
 
 /// One run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +33,9 @@ pub struct RunRecord {
     pub seconds: f64,
     /// Its exit code.
     pub exit: u8,
+    /// Name and version of the program.
+    #[serde(default)]
+    pub program: String,
     /// Its stages, in the pipeline's order.
     pub stages: Vec<StageRecord>,
 }
@@ -46,6 +53,36 @@ pub struct StageRecord {
     pub object: Option<Digest>,
     /// How long it ran; 0 if it was cached.
     pub seconds: f64,
+    /// The kind.
+    #[serde(default)]
+    pub kind: String,
+    /// The name of its table in the pipeline file: `train` for `train[lora]`.
+    #[serde(default)]
+    pub table: String,
+    /// Matrix axes and values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub axes: Vec<(String, Value)>,
+    /// Input name → the instances that it took.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<String, Vec<String>>,
+    /// The pool that it ran in.
+    #[serde(default)]
+    pub pool: String,
+    /// The slots of that pool; none if it did not run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slots: Vec<usize>,
+    /// When it started, in seconds from the run's start. Absent if it did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<f64>,
+    /// When it ended. From `begun` on that is more than `seconds` where it waited for another run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<f64>,
+    /// Why it has no output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// The key's fields for a person, where no action keeps them: it has no output.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: Explanation,
 }
 
 impl RunRecord {
@@ -97,6 +134,43 @@ impl Store {
             entries.filter_map(|entry| serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()).collect();
         runs.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(runs)
+    }
+
+    /// The run that `name` begins; the last one without a name.
+    ///
+    /// # Errors
+    /// If there is none, or more than one.
+    pub fn find_run(&self, name: Option<&str>) -> Result<RunRecord, Error> {
+        let mut runs = self.runs()?;
+        let Some(name) = name else {
+            return runs.pop().ok_or_else(|| {
+                Error::usage("there are no runs yet").hint("start one with `pipe run PIPELINE`")
+            });
+        };
+        runs.retain(|run| run.id.starts_with(name));
+        match runs.len() {
+            1 => Ok(runs.remove(0)),
+            0 => Err(Error::usage(format!("there is no run `{name}`")).hint("`pipe runs` lists them")),
+            many => Err(Error::usage(format!("{many} runs begin with `{name}`"))
+                .hint("write more of its name; `pipe runs` lists them")),
+        }
+    }
+
+    /// The last run of a pipeline, by its file or its name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn last_run_of(&self, pipeline: &str) -> Result<RunRecord, Error> {
+        let same_file = |file: &str| match (fs::canonicalize(file), fs::canonicalize(pipeline)) {
+            (Ok(a), Ok(b)) => a == b,
+            _ => file == pipeline,
+        };
+        let found =
+            self.runs()?.into_iter().rev().find(|run| run.pipeline == pipeline || same_file(&run.file));
+        found.ok_or_else(|| {
+            Error::usage(format!("there is no run of `{pipeline}` in `{}`", self.root.display()))
+                .hint(format!("run it: `pipe run {pipeline}`; `pipe runs` lists what was run"))
+        })
     }
 
     /// Removes the record of a run.

@@ -9,6 +9,7 @@ Each case written to CASES is `NAME/model`, perhaps `NAME/adapter`, and `NAME/lo
 import pathlib, shutil, sys
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -19,7 +20,11 @@ torch.set_num_threads(1)
 
 
 def load(folder, **options):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options).eval()
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # that kernel multiplies in bfloat16, whatever is asked for
+    return model
 
 
 def case(name, model, model_folder, adapter_folder=None):

@@ -121,6 +121,9 @@ impl Job for Settings {
             }
         }
         let base = ctx.input("model")?;
+        for run in &runs {
+            run.info.check_base(&base)?;
+        }
         let points = measure(&runs, &base, &self.modules, self.definition, ctx)?;
         if self.definition == Definition::Paper {
             warn_of_still_magnitudes(&runs, &points, ctx);

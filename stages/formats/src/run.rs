@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::AdapterConfig;
 use crate::json::{text, write_durably};
+use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// What was trained.
@@ -55,7 +56,7 @@ pub struct RunInfo {
     pub total_steps: u64,
     /// The adapter's settings; absent if all weights were trained.
     pub adapter: Option<AdapterConfig>,
-    /// Digest of the base model's weights as trained, in hexadecimal.
+    /// [`Weights::digest`] of the base model as trained; empty where nobody knows.
     pub base_digest: String,
     /// The run's seed.
     pub seed: u64,
@@ -75,6 +76,21 @@ impl RunInfo {
             Error::new(&path, error.to_string())
                 .hint("the folder should be the output of `train` or `checkpoint`")
         })
+    }
+
+    /// Holds a model folder against the base that was trained on.
+    ///
+    /// # Errors
+    /// If it holds other weights: an adapter means nothing on another base.
+    pub fn check_base(&self, model: &Path) -> Result<()> {
+        if self.base_digest.is_empty() || Weights::open(model)?.digest()? == self.base_digest {
+            return Ok(());
+        }
+        Err(Error::new(
+            model,
+            format!("these are not the weights that the {} run was trained on", self.method.name()),
+        )
+        .hint("give the model that the train stage had as its `model`, quantized if that was"))
     }
 
     /// Writes it into a folder.

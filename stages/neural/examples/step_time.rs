@@ -12,6 +12,7 @@ use formats::nf4::Nf4;
 use formats::weights::{self, Tensor};
 use neural::batch::{Batch, SplitMix64};
 use neural::device::{self, Opened};
+use neural::loss_scale::LossScale;
 use neural::model::Llama;
 use neural::model::linear::Base;
 use neural::nf4_linear::Nf4Weight;
@@ -104,6 +105,7 @@ fn options() -> Options {
         schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 0, total: 1000 },
         normalisation: Normalisation::Token,
         lora_plus: 1.0,
+        loss_scale: LossScale::none(),
         seed: 1,
     }
 }

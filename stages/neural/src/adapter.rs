@@ -14,6 +14,7 @@ use formats::adapter::{AdapterConfig, AdapterTensors};
 use crate::batch::SplitMix64;
 use crate::model::Visitor;
 use crate::model::linear::Base;
+use crate::sum::total;
 
 pub mod dora;
 pub mod lora;
@@ -100,7 +101,8 @@ impl Adapter {
             Self::Lora(_) => norm,
             Self::Dora(dora) => dora.magnitude.clone().inner(),
         };
-        [(magnitude - lora.base_norm.clone()).abs().mean(), turned.mean()]
+        let rows = lora.base_norm.dims()[0] as f64;
+        [(magnitude - lora.base_norm.clone()).abs(), turned].map(|moved| total(moved) / rows)
     }
 }
 
@@ -187,8 +189,8 @@ impl Dropout {
         let mask: Vec<f32> = (0..shape[0] * shape[1])
             .map(|_| if unit(&mut random) < self.probability { 0.0 } else { kept })
             .collect();
-        let device = x.device().inner();
-        x * Tensor::from_data(TensorData::new(mask, shape), &device)
+        let (device, dtype) = (x.device().inner(), x.dtype());
+        x * Tensor::from_data(TensorData::new(mask, shape), (&device, dtype))
     }
 }
 

@@ -12,7 +12,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 /// Compiles a kernel twice, for any processor and for one with AVX2, and picks at run time. Only
 /// the width of the vectors differs, not the order of a sum: both give the same bits.
@@ -48,10 +48,10 @@ use attention::{Heads, Seen, Turn};
 /// Rows up to this many tokens are attended to here; longer ones are better off with big products.
 pub const LONGEST: usize = 256;
 
-/// Whether a tensor lies where these operations run.
+/// Whether a tensor is of the kind, and lies where, these operations run.
 #[must_use]
 pub fn serves<const D: usize>(tensor: &Tensor<D>) -> bool {
-    tensor.device().inner() == burn::tensor::Device::flex()
+    tensor.dtype() == DType::F32 && tensor.device().inner() == burn::tensor::Device::flex()
 }
 
 /// x / √(mean(x²) + ε) · w

@@ -148,6 +148,19 @@ pub fn binding_bytes(device: &Device) -> u64 {
     known.map_or(u64::MAX, |(_, bytes)| *bytes)
 }
 
+/// Whether a device computes in an element type.
+///
+/// # Errors
+/// If it does not.
+pub fn check_dtype(device: &Device, dtype: DType) -> Result<(), StageError> {
+    if device.supports_dtype(dtype) {
+        return Ok(());
+    }
+    let can = dtypes(device).join(", ");
+    Err(StageError::new(format!("the device does not compute in {dtype:?}; it has {can}"))
+        .hint("choose another `compute_dtype`: `float32` is everywhere"))
+}
+
 /// A failure on the device, with what usually helps.
 pub fn failed(error: &dyn std::fmt::Display) -> StageError {
     let text = error.to_string();

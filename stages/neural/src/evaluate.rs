@@ -20,6 +20,7 @@ use tokenizers::Tokenizer;
 
 use crate::batch::{self, Batch};
 use crate::model::Llama;
+use crate::sum::total;
 use crate::{device, generate, loss};
 
 /// The kind `evaluate`.
@@ -226,7 +227,7 @@ impl Exam {
             let batch = batch::of_rows(&self.tokens, rows, 1);
             if !batch.targets.is_empty() {
                 count += batch.targets.len();
-                sums.push(nll(model, &batch)?.sum());
+                sums.push(total(nll(model, &batch)?));
             }
         }
         let sums = device::read_all(sums)?;
@@ -284,5 +285,5 @@ fn nll(model: &Llama, batch: &Batch) -> Result<Tensor<1>, StageError> {
     let x = model.blocks.iter().fold(model.embed(ids), |x, block| block.forward(x, &mask, None));
     let h = x.reshape([batch.rows * batch.length, model.config.hidden_size]);
     let h = model.norm.forward(h.select(0, ints(&batch.positions)));
-    Ok(loss::nll(&h, model.head.as_ref().unwrap_or(&model.embed), &ints(&batch.targets)))
+    Ok(loss::nll(&h, &model.head_weight(), &ints(&batch.targets)))
 }

@@ -3,8 +3,8 @@
 //! * [`device`]: opening adapters; the only file that names wgpu.
 //! * [`model`]: the Llama family, from a model folder; [`adapter`]: LoRA and DoRA on its layers.
 //! * [`nf4_linear`]: products with NF4 weights; [`cpu`]: fused operations of the CPU backend.
-//! * [`batch`], [`loss`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`trainer`],
-//!   [`state`], [`metrics`]: the parts of training; [`generate`]: greedy generation.
+//! * [`batch`], [`loss`], [`loss_scale`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`trainer`],
+//!   [`state`], [`metrics`], [`sum`]: the parts of training; [`generate`]: greedy generation.
 //! * [`mod@train`], [`merge`], [`evaluate`]: the stage kinds, thin: load, call the parts, write.
 //!
 //! It does not know the graph, the store or other stages: paths in, files out.
@@ -19,6 +19,7 @@ pub mod evaluate;
 pub mod generate;
 pub mod groups;
 pub mod loss;
+pub mod loss_scale;
 pub mod merge;
 pub mod metrics;
 pub mod model;
@@ -27,6 +28,7 @@ pub mod optimizer;
 pub mod replicas;
 pub mod schedule;
 pub mod state;
+pub mod sum;
 pub mod train;
 pub mod trainer;
 

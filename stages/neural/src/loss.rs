@@ -7,6 +7,8 @@
 
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 
+use crate::sum::total;
+
 /// Elements of the logits of one chunk: 32 MiB in f32.
 const CHUNK: usize = 8 << 20;
 
@@ -36,7 +38,7 @@ pub fn cross_entropy(
     let (mut sums, mut hidden, mut weight) = (Vec::new(), Vec::new(), None::<Tensor<2>>);
     for (h, targets) in chunks(h, w, targets) {
         let Chunk { nll, exp, norm } = forward(&h, w, &targets);
-        sums.push(nll.sum());
+        sums.push(total(nll));
         // factor · (softmax − onehot)
         let [n, _] = exp.dims();
         let one = Tensor::<2>::full([n, 1], -factor, &exp.device());
@@ -51,7 +53,7 @@ pub fn cross_entropy(
         }
         hidden.push(g.matmul(w.clone()));
     }
-    CrossEntropy { sum: joined(sums).sum(), hidden: joined(hidden), weight }
+    CrossEntropy { sum: total(joined(sums)), hidden: joined(hidden), weight }
 }
 
 /// The negative log likelihood of each target, `[n]`, f32.

@@ -147,6 +147,7 @@ impl Plan {
         let step = chosen(&settings.step, &run, &folder)?;
         let trained = folder.join(step_dir(step));
         let base = LlamaConfig::read(&model)?;
+        run.check_base(&model)?;
         let dtype = Dtype::by_name(&settings.dtype).unwrap_or_default();
         let config = LlamaConfig { dtype, quantization: None, ..base.clone() };
         let adapter = match run.method {

@@ -20,10 +20,13 @@ pub struct Record {
     pub loss: f64,
     /// Learning rate of the step's update.
     pub lr: f64,
-    /// Norm of the gradient before clipping.
+    /// Norm of the gradient before clipping; null where it overflowed and the step was left out.
     pub grad_norm: f64,
     /// Tokens that were predicted.
     pub label_tokens: u64,
+    /// What the loss was multiplied with, in float16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
     /// Held-out loss after the update, where it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,

@@ -1,11 +1,10 @@
 //! The Llama family on a device: `rope`, `attention`, `mlp`, `norm` and `linear` make a block,
 //! `llama` makes the model of a folder.
 //!
-//! Everything computes in f32 ([`COMPUTE`] is the one place that says so): adapters, magnitudes and
-//! moments must be f32 in any case, and on the CPU backend 16-bit floats are slower.
+//! Weights and activations are in the compute type of the [`Llama`]: f32, f16 or bf16. What is
+//! trained (adapters, magnitudes, or the whole model) is f32 whatever that is, and cast where it is
+//! used; norms, softmax and the loss are computed in f32, as transformers does.
 //! None of it knows files of training, losses or optimizers.
-
-use burn::tensor::DType;
 
 pub mod attention;
 pub mod linear;
@@ -18,9 +17,6 @@ pub mod rope;
 pub use attention::Mask;
 pub use linear::Linear;
 pub use llama::{Block, Llama};
-
-/// The element type of weights and activations on the device.
-pub const COMPUTE: DType = DType::F32;
 
 /// Sees every trainable tensor of a model in a fixed order, under its name on disk: PEFT's key for
 /// adapters (`base_model.model.….lora_A.weight`), the HF name for whole models.

@@ -4,7 +4,8 @@
 //! On the device a weight is u32 words of 8 codes (code k of a word = bits 4k…4k+3) and one f32
 //! scale per 64 weights, counted over the flattened matrix: words and blocks may cross rows, and the
 //! last word is padded. Forward dequantizes into a temporary; backward does so again and keeps
-//! nothing but the packed weight. The weight itself gets no gradient.
+//! nothing but the packed weight. The weight itself gets no gradient. It is dequantized into the
+//! type of the activations, after the product with its f32 scale.
 //! It does not know files: `formats::nf4` reads and packs them, doubly quantized scales resolved.
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -68,7 +69,7 @@ impl Nf4Weight {
         ))
     }
 
-    /// The weight as floats, `[out, in]`.
+    /// The weight as f32, `[out, in]`.
     #[must_use]
     pub fn dequantize(&self) -> Tensor<2> {
         let [rows, columns] = self.shape;
@@ -77,6 +78,7 @@ impl Nf4Weight {
             self.absmax.clone().into_dispatch(),
             rows,
             columns,
+            FloatDType::F32,
         ))
     }
 }
@@ -84,12 +86,13 @@ impl Nf4Weight {
 /// The two operations on every backend.
 #[backend_extension(Cube, Flex, Autodiff)]
 pub trait Nf4Ops: Backend {
-    /// words, absmax → `[rows, columns]` f32
+    /// words, absmax → `[rows, columns]`
     fn nf4_dequantize(
         words: IntTensor<Self>,
         absmax: FloatTensor<Self>,
         rows: usize,
         columns: usize,
+        dtype: FloatDType,
     ) -> FloatTensor<Self>;
 
     /// x `[n, columns]`, words, absmax → `[n, rows]`
@@ -100,7 +103,7 @@ pub trait Nf4Ops: Backend {
         rows: usize,
         columns: usize,
     ) -> FloatTensor<Self> {
-        let weight = Self::nf4_dequantize(words, absmax, rows, columns);
+        let weight = Self::nf4_dequantize(words, absmax, rows, columns, x.dtype().into());
         Self::float_matmul(x, Self::float_transpose(weight))
     }
 }
@@ -111,6 +114,7 @@ impl Nf4Ops for Flex {
         absmax: FloatTensor<Self>,
         rows: usize,
         columns: usize,
+        dtype: FloatDType,
     ) -> FloatTensor<Self> {
         let (words, absmax): (&[u32], &[f32]) = (words.storage(), absmax.storage());
         let mut out = vec![0.0f32; rows * columns];
@@ -127,7 +131,8 @@ impl Nf4Ops for Flex {
         } else {
             out.par_chunks_mut(BLOCK).with_min_len(PARALLEL / BLOCK / 8).enumerate().for_each(one);
         }
-        Self::float_from_data(TensorData::new(out, [rows, columns]), &Default::default())
+        let weight = Self::float_from_data(TensorData::new(out, [rows, columns]), &Default::default());
+        if dtype == FloatDType::F32 { weight } else { Self::float_cast(weight, dtype) }
     }
 }
 
@@ -136,11 +141,12 @@ mod kernel {
 
     /// One thread a word.
     #[cube(launch_unchecked)]
-    pub fn dequantize(
+    pub fn dequantize<F: Float>(
         words: &Tensor<u32>,
         absmax: &Tensor<f32>,
         codebook: &Tensor<f32>,
-        out: &mut Tensor<f32>,
+        out: &mut Tensor<F>,
+        #[define(F)] _dtype: ElemType,
     ) {
         if ABSOLUTE_POS < words.len() {
             let word = words[ABSOLUTE_POS];
@@ -149,7 +155,7 @@ mod kernel {
             for k in 0..8u32 {
                 let at = ABSOLUTE_POS * 8 + k as usize;
                 if at < out.len() {
-                    out[at] = codebook[((word >> (4u32 * k)) & 15u32) as usize] * scale;
+                    out[at] = F::cast_from(codebook[((word >> (4u32 * k)) & 15u32) as usize] * scale);
                 }
             }
         }
@@ -162,11 +168,18 @@ impl Nf4Ops for Cube {
         absmax: FloatTensor<Self>,
         rows: usize,
         columns: usize,
+        dtype: FloatDType,
     ) -> FloatTensor<Self> {
+        use cubecl::ir::{ElemType, FloatKind};
         use cubecl::prelude::CubeDim;
         let (client, device) = (words.client.clone(), words.device.clone());
         let codebook = Self::float_from_data(TensorData::new(CODEBOOK.to_vec(), [CODEBOOK.len()]), &device);
-        let out = Self::float_empty(Shape::new([rows, columns]), &device, FloatDType::F32);
+        let out = Self::float_empty(Shape::new([rows, columns]), &device, dtype);
+        let kind = match dtype {
+            FloatDType::F16 => FloatKind::F16,
+            FloatDType::BF16 => FloatKind::BF16,
+            _ => FloatKind::F32,
+        };
         let count = words.shape().num_elements();
         let dim = CubeDim::new(&client, count);
         let cubes = cubecl::calculate_cube_count_elemwise(&client, count, dim);
@@ -182,6 +195,7 @@ impl Nf4Ops for Cube {
                 absmax.into_tensor_arg(),
                 codebook.into_tensor_arg(),
                 out.clone().into_tensor_arg(),
+                ElemType::Float(kind),
             );
         }
         out
@@ -194,8 +208,9 @@ impl<B: Nf4Ops, C: CheckpointStrategy> Nf4Ops for Autodiff<B, C> {
         absmax: FloatTensor<Self>,
         rows: usize,
         columns: usize,
+        dtype: FloatDType,
     ) -> FloatTensor<Self> {
-        let weight = B::nf4_dequantize(words, absmax.into_primitive(), rows, columns);
+        let weight = B::nf4_dequantize(words, absmax.into_primitive(), rows, columns, dtype);
         <Self as AutodiffBackend>::from_inner(weight)
     }
 
@@ -216,7 +231,8 @@ impl<B: Nf4Ops, C: CheckpointStrategy> Nf4Ops for Autodiff<B, C> {
             fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let (words, absmax, rows, columns) = ops.state;
                 unary::<B, _>(ops.parents, ops.node, grads, |grad| {
-                    B::float_matmul(grad, B::nf4_dequantize(words, absmax, rows, columns))
+                    let dtype = grad.dtype().into();
+                    B::float_matmul(grad, B::nf4_dequantize(words, absmax, rows, columns, dtype))
                 });
             }
         }

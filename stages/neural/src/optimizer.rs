@@ -6,6 +6,8 @@
 
 use burn::tensor::Tensor;
 
+use crate::sum::total;
+
 /// Parameters and their moments, all `[n]` in f32.
 #[derive(Clone, Debug)]
 pub struct Slab {
@@ -71,8 +73,8 @@ impl AdamW {
 /// `‖g‖²` over all of `grads`, as `[1]`, in their order.
 #[must_use]
 pub fn norm_squared(grads: &[Tensor<1>]) -> Tensor<1> {
-    let parts: Vec<_> = grads.iter().map(|g| (g.clone() * g.clone()).sum()).collect();
-    Tensor::cat(parts, 0).sum()
+    let parts: Vec<_> = grads.iter().map(|g| total(g.clone() * g.clone())).collect();
+    total(Tensor::cat(parts, 0))
 }
 
 /// The factor for every gradient, as `[1]`: `min(1, max_norm / (‖g‖ + 1e-6))`.

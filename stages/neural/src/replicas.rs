@@ -11,13 +11,14 @@ use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use contract::StageError;
 
 use crate::batch::Batch;
 use crate::groups::{self, Layout};
 use crate::loss::{self, CrossEntropy};
 use crate::model::{Llama, Mask};
+use crate::sum::total;
 
 /// One device's share of a step.
 #[derive(Clone, Debug, Default)]
@@ -108,7 +109,7 @@ impl Replica {
         for batch in batches {
             let inputs = self.inputs(batch)?;
             let h = top(&self.model, below(&self.model, &inputs), &inputs);
-            losses.push(loss::nll(&h, &head(&self.model), &inputs.targets).sum());
+            losses.push(total(loss::nll(&h, &head(&self.model), &inputs.targets)));
         }
         Ok(losses)
     }
@@ -216,6 +217,7 @@ impl Replica {
                 } else {
                     None
                 };
+                let by_hand = by_hand.map(|grad| grad.cast(DType::F32));
                 match (own, by_hand) {
                     (Some(own), Some(by_hand)) => own + by_hand,
                     (Some(grad), None) | (None, Some(grad)) => grad,
@@ -257,7 +259,7 @@ fn top(model: &Llama, x: Tensor<3>, inputs: &Inputs) -> Tensor<2> {
 }
 
 fn head(model: &Llama) -> Tensor<2> {
-    model.head.as_ref().unwrap_or(&model.embed).clone().inner()
+    model.head_weight().inner()
 }
 
 type Job = Box<dyn FnOnce(&mut Replica) + Send>;

@@ -13,6 +13,7 @@ use contract::{StageError, at};
 use formats::weights::{self, Tensor, Weights};
 use serde::{Deserialize, Serialize};
 
+use crate::loss_scale::LossScale;
 use crate::metrics::Metrics;
 
 /// Parameters and moments of one group, on the host.
@@ -35,6 +36,9 @@ pub struct Manifest {
     pub fingerprint: String,
     /// Where it was computed.
     pub device: String,
+    /// The scale of the loss for the next step.
+    #[serde(default)]
+    pub loss_scale: LossScale,
 }
 
 /// A checkpoint.
@@ -164,8 +168,13 @@ mod tests {
             name: name.into(),
             values: [vec![x, -0.0], vec![x + 0.5, 1e-40], vec![x * x, f32::MAX]],
         };
-        let manifest =
-            Manifest { step, metrics_bytes: 0, fingerprint: fingerprint.into(), device: "cpu".into() };
+        let manifest = Manifest {
+            step,
+            metrics_bytes: 0,
+            fingerprint: fingerprint.into(),
+            device: "cpu".into(),
+            loss_scale: LossScale::dynamic(),
+        };
         State { manifest, slabs: vec![slab("block-000", step as f32), slab("block-001", 0.1)] }
     }
 

@@ -7,6 +7,7 @@
 //!
 //! Version log: 1 first.
 
+use burn::tensor::DType;
 use contract::{
     Config, ConfigError, Context, Default, Input, Inputs, Job, Param, Pool, Ports, Stage, StageError, Type,
 };
@@ -16,6 +17,7 @@ use formats::run::Method;
 use formats::weights::Dtype;
 use serde::{Deserialize, Serialize};
 
+use crate::loss_scale::LossScale;
 use crate::optimizer::AdamW;
 use crate::schedule::{Schedule, Shape};
 use crate::trainer::{Normalisation, Options};
@@ -199,6 +201,12 @@ const PARAMS: &[Param] = &[
         Default::Text("float32"),
         "element type of a saved model (`method = \"full\"`); adapters are float32",
     ),
+    Param::new(
+        "compute_dtype",
+        Type::Choice(&["float32", "float16", "bfloat16"]),
+        Default::Text("float32"),
+        "element type of frozen weights and activations; what is trained, and its moments, are float32",
+    ),
     Param::new("device", Type::Text, Default::Text("auto"), "auto | gpu | gpu:N | software | cpu"),
     Param::new("devices", Type::Int { min: 1, max: 64 }, Default::Int(1), "adapters that share every batch"),
     Param::new(
@@ -243,6 +251,7 @@ struct Settings {
     eval_rows: usize,
     checkpointing: bool,
     save_dtype: String,
+    compute_dtype: String,
     device: String,
     devices: usize,
     #[serde(skip_serializing)]
@@ -263,6 +272,14 @@ impl Settings {
             "float16" => Dtype::F16,
             "bfloat16" => Dtype::Bf16,
             _ => Dtype::F32,
+        }
+    }
+
+    fn compute(&self) -> DType {
+        match self.compute_dtype.as_str() {
+            "float16" => DType::F16,
+            "bfloat16" => DType::BF16,
+            _ => DType::F32,
         }
     }
 
@@ -294,6 +311,10 @@ impl Settings {
             schedule: Schedule { shape, peak: self.lr, warmup, total },
             normalisation: Normalisation::by_name(&self.loss_normalisation).unwrap_or(Normalisation::Token),
             lora_plus: self.loraplus_ratio,
+            loss_scale: match self.compute() {
+                DType::F16 => LossScale::dynamic(),
+                _ => LossScale::none(),
+            },
             seed: self.seed,
         }
     }

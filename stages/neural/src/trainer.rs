@@ -10,6 +10,7 @@ use contract::StageError;
 use crate::batch::{Batch, SplitMix64};
 use crate::device;
 use crate::groups::{Layout, Leaf};
+use crate::loss_scale::LossScale;
 use crate::optimizer::{self, AdamW, Slab};
 use crate::replicas::{Share, Team};
 use crate::schedule::Schedule;
@@ -52,6 +53,8 @@ pub struct Options {
     pub normalisation: Normalisation,
     /// Learning rate of B over that of A (LoRA+); 1 for the same.
     pub lora_plus: f64,
+    /// Scale of the loss at the first step.
+    pub loss_scale: LossScale,
     /// Seed of dropout.
     pub seed: u64,
 }
@@ -63,12 +66,14 @@ pub struct Report {
     pub step: u64,
     /// Loss before the update.
     pub loss: f64,
-    /// Norm of the gradient before clipping.
+    /// Norm of the gradient before clipping; not finite if it overflowed and the step was left out.
     pub grad_norm: f64,
     /// Learning rate of the update.
     pub lr: f64,
     /// Tokens that were predicted.
     pub label_tokens: u64,
+    /// What the loss was multiplied with, if that can change.
+    pub loss_scale: Option<f64>,
 }
 
 /// A model in training.
@@ -77,6 +82,7 @@ pub struct Trainer {
     layouts: Vec<Layout>,
     slabs: Vec<Slab>,
     options: Options,
+    scale: LossScale,
     step: u64,
 }
 
@@ -102,7 +108,8 @@ impl Trainer {
             slab.scale = scale(layout, options.lora_plus, &slab.params.device());
             slab
         });
-        let mut trainer = Self { team, slabs: slabs.collect(), layouts, options, step: 0 };
+        let mut trainer =
+            Self { team, slabs: slabs.collect(), layouts, options, scale: options.loss_scale, step: 0 };
         trainer.spread()?;
         Ok(trainer)
     }
@@ -119,34 +126,44 @@ impl Trainer {
         &self.layouts
     }
 
-    /// Makes one step with the micro-batches of each device.
+    /// Makes one step with the micro-batches of each device. Where the gradient overflows under a
+    /// scale of the loss that can change, nothing is updated.
     ///
     /// # Errors
     /// If no token is to be predicted, if loss or gradient are not finite, or if a device failed.
     pub fn step(&mut self, devices: Vec<Vec<Batch>>) -> Result<Report, StageError> {
         let step = self.step + 1;
         let (shares, label_tokens) = self.shares(step, devices)?;
-        let factors: Vec<f64> = shares.iter().flat_map(|share| share.factors.clone()).collect();
+        let scale = self.scale.value();
+        let factors: Vec<f64> = shares.iter().flat_map(|share| &share.factors).map(|f| f / scale).collect();
         let (losses, mut grads) = self.gradients(shares)?;
+        if self.scale.is_dynamic() {
+            grads = grads.into_iter().map(|grad| grad / scale).collect();
+        }
         let squared = optimizer::norm_squared(&grads);
+        let overflowed = self.scale.is_dynamic() && !is_finite(squared.clone())?;
         if self.options.max_grad_norm > 0.0 {
             let factor = optimizer::clip_factor(squared.clone(), self.options.max_grad_norm);
             grads = grads.into_iter().map(|grad| grad * factor.clone()).collect();
         }
         let lr = self.options.schedule.rate(step);
-        for (slab, grad) in self.slabs.iter_mut().zip(grads) {
-            self.options.adam.update(slab, grad, lr, step);
+        if !overflowed {
+            for (slab, grad) in self.slabs.iter_mut().zip(grads) {
+                self.options.adam.update(slab, grad, lr, step);
+            }
         }
         let figures = device::read(Tensor::cat(losses.into_iter().chain([squared]).collect(), 0))?;
         let (losses, squared) = figures.split_at(factors.len());
         let loss = losses.iter().zip(&factors).map(|(&loss, factor)| f64::from(loss) * factor).sum::<f64>();
         let grad_norm = f64::from(squared.first().copied().unwrap_or(f32::NAN)).sqrt();
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(not_finite(step, loss, grad_norm));
-        }
-        self.step = step;
+        let after = self.scale.after(overflowed).filter(|_| loss.is_finite());
+        let Some(after) = after.filter(|_| overflowed || grad_norm.is_finite()) else {
+            return Err(not_finite(step, loss, grad_norm, self.scale));
+        };
+        let loss_scale = self.scale.is_dynamic().then_some(scale);
+        (self.step, self.scale) = (step, after);
         self.spread()?;
-        Ok(Report { step, loss, grad_norm, lr, label_tokens })
+        Ok(Report { step, loss, grad_norm, lr, label_tokens, loss_scale })
     }
 
     /// Gives every batch its factor and key, and counts what is to be predicted.
@@ -162,10 +179,11 @@ impl Trainer {
         for (index, device) in devices.into_iter().enumerate() {
             let mut share = Share::default();
             for (micro, batch) in device.into_iter().enumerate().filter(|(_, batch)| labels(batch) > 0) {
-                share.factors.push(match self.options.normalisation {
+                let factor = match self.options.normalisation {
                     Normalisation::Token => 1.0 / tokens as f64,
                     Normalisation::MicroBatchMean => 1.0 / (labels(&batch) as f64 * batches as f64),
-                });
+                };
+                share.factors.push(factor * self.scale.value());
                 share.keys.push(key(&[self.options.seed, step, micro as u64, index as u64]));
                 share.batches.push(batch);
             }
@@ -278,11 +296,17 @@ impl Trainer {
             .collect())
     }
 
+    /// The scale of the loss for the next step, to be stored.
+    #[must_use]
+    pub fn loss_scale(&self) -> LossScale {
+        self.scale
+    }
+
     /// Goes back to a stored state after `step` steps.
     ///
     /// # Errors
     /// If it is of another model.
-    pub fn restore(&mut self, step: u64, stored: &[HostSlab]) -> Result<(), StageError> {
+    pub fn restore(&mut self, step: u64, scale: LossScale, stored: &[HostSlab]) -> Result<(), StageError> {
         for (layout, slab) in self.layouts.iter().zip(&mut self.slabs) {
             let found = stored.iter().find(|stored| stored.name == layout.name);
             let Some(found) = found.filter(|found| found.values.iter().all(|part| part.len() == layout.len))
@@ -300,7 +324,7 @@ impl Trainer {
             };
             (slab.params, slab.m, slab.v) = (tensor(params), tensor(m), tensor(v));
         }
-        self.step = step;
+        (self.step, self.scale) = (step, scale);
         self.spread()
     }
 }
@@ -327,9 +351,17 @@ fn key(parts: &[u64]) -> u64 {
     parts.iter().fold(0, |key, &part| SplitMix64(key ^ part).next())
 }
 
-fn not_finite(step: u64, loss: f64, grad_norm: f64) -> StageError {
+fn is_finite(value: Tensor<1>) -> Result<bool, StageError> {
+    Ok(device::read(value)?.iter().all(|value| value.is_finite()))
+}
+
+fn not_finite(step: u64, loss: f64, grad_norm: f64, scale: LossScale) -> StageError {
     let what = if loss.is_finite() {
         format!("the gradient's norm is {grad_norm}")
+    } else if scale.is_dynamic() {
+        return StageError::new(format!("the loss is {loss} at step {step}, computed in float16")).hint(
+            "`compute_dtype = \"bfloat16\"` or `\"float32\"` has the range; else a smaller `lr` or a longer warm-up",
+        );
     } else {
         format!("the loss is {loss}")
     };

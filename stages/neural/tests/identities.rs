@@ -19,6 +19,7 @@ use neural::model::norm::RmsNorm;
 use neural::model::rope::Rope;
 use neural::model::{Llama, Visitor};
 use neural::nf4_linear::Nf4Weight;
+use neural::sum::total;
 
 on_both! {
     fresh_changes_nothing => a_fresh_adapter_changes_no_bit_on_flex, a_fresh_adapter_changes_no_bit_on_wgpu;
@@ -28,6 +29,7 @@ on_both! {
     nf4_gradient => gradient_through_nf4_equals_finite_differences_on_flex, gradient_through_nf4_equals_finite_differences_on_wgpu;
     dora_gradient => gradients_of_dora_equal_finite_differences_on_flex, gradients_of_dora_equal_finite_differences_on_wgpu;
     rope_is_the_formula => rope_equals_the_formula_at_any_position_on_flex, rope_equals_the_formula_at_any_position_on_wgpu;
+    sums_keep_their_order => a_sum_is_right_and_the_same_every_time_on_flex, a_sum_is_right_and_the_same_every_time_on_wgpu;
     dropout_is_keyed => dropout_follows_its_key_and_share_on_flex, dropout_follows_its_key_and_share_on_wgpu;
 }
 
@@ -272,6 +274,18 @@ fn rope_is_the_formula(device: &Device) {
                     assert!((f64::from(*ours) - expected).abs() <= 1e-6, "position {start}, channel {k}");
                 }
             }
+        }
+    }
+}
+
+fn sums_keep_their_order(device: &Device) {
+    for length in [1usize, 1023, 1024, 1025, 2049, 300_000, (1 << 20) + 3] {
+        let values = random(length as u64, length, 1.0);
+        let sum = || read(total(tensor(&values, [length], device)))[0];
+        let (first, exact) = (sum(), values.iter().map(|&x| f64::from(x)).sum::<f64>());
+        assert!((f64::from(first) - exact).abs() <= 1e-6 * length as f64, "{length}: {first}, not {exact}");
+        for _ in 0..20 {
+            assert_eq!(sum().to_bits(), first.to_bits(), "of {length} elements");
         }
     }
 }

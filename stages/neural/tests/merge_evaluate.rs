@@ -162,6 +162,23 @@ fn a_merge_that_cannot_be_says_what_is_missing() {
     assert!(error.message.contains("no step 8") && error.message.contains('7'), "{error}");
 }
 
+#[test]
+fn an_adapter_is_not_merged_into_a_base_it_was_not_trained_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (original, model) = (fixtures().join("tiny-llama"), quantized(dir.path()));
+    let adapter = checkpoint(dir.path(), Method::Dora);
+    let mut info = RunInfo::read(&adapter).unwrap();
+    info.base_digest = Weights::open(&model).unwrap().digest().unwrap();
+    info.write(&adapter).unwrap();
+    let merge = |model: &Path, out: &str| {
+        let inputs: [(&str, &[&Path]); 2] = [("adapter", &[&adapter]), ("model", &[model])];
+        run(&Merge, &inputs, json!({ "base": "dequantized" }), &dir.path().join(out))
+    };
+    let error = merge(&original, "other").unwrap_err();
+    assert!(error.message.contains("not the weights that the dora run was trained on"), "{error}");
+    merge(&model, "same").unwrap();
+}
+
 /// A tokenizer whose token k is the word `wK`, tokenized rows, and their texts.
 fn exam(dir: &Path, model: &Path, answers: &[Vec<u32>], prompts: &[Vec<u32>]) -> (PathBuf, PathBuf) {
     let (base, data) = (dir.join("base-model"), dir.join("data"));

@@ -1,10 +1,11 @@
 //! The model side against golden figures of transformers, PEFT and bitsandbytes (tests/fixtures):
 //! logits, losses, every gradient, merged weights, and the NF4 base. Everything about a set is read
-//! from its own files; `PIPE_FIXTURES=DIR` takes another set of the same form.
+//! from its own files; `PIPE_FIXTURES=DIR` takes another set of the same form. Tests named `own_…`
+//! take tests/fixtures/own, made by its `make.py`.
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use common::{Batch, far, fixtures, read, relative};
@@ -29,6 +30,9 @@ on_both! {
     merged => parity_merge_on_flex, parity_merge_on_wgpu;
     nf4_base => parity_nf4_base_on_flex, parity_nf4_base_on_wgpu;
     nf4_weights => parity_nf4_weights_on_flex, parity_nf4_weights_on_wgpu;
+    families => own_families_on_flex, own_families_on_wgpu;
+    own_dropout => own_dropout_has_pefts_mean_and_spread_on_flex, own_dropout_has_pefts_mean_and_spread_on_wgpu;
+    own_qdora_merge => own_merge_of_a_qdora_adapter_on_flex, own_merge_of_a_qdora_adapter_on_wgpu;
 }
 
 fn same_logits(folder: &Path, device: &Device) {
@@ -188,4 +192,92 @@ fn nf4_weights(device: &Device) {
             assert!(ours == expected, "`{name}.{part}` differs by up to {}", far(&ours, &expected));
         }
     }
+}
+
+fn own(part: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/own").join(part)
+}
+
+/// Llama 2 and 3, Mistral within and beyond its window, Qwen2, SmolLM, TinyLlama; files in f32, bf16
+/// and f16.
+fn families(device: &Device) {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(own("families")).unwrap() {
+        let folder = entry.unwrap().path();
+        let file = Weights::open(&folder.join("inputs.safetensors")).unwrap();
+        let shape: [usize; 2] = file.shape("input_ids").unwrap().try_into().unwrap();
+        let model = Llama::load(&folder, device).unwrap();
+        let ids = common::ids(&file.ints("input_ids").unwrap(), shape, device);
+        let logits = read(model.forward(ids, &model.mask(shape[1]).unwrap()));
+        let golden = Weights::open(&folder.join("outputs.safetensors")).unwrap().f32("logits").unwrap();
+        let worst = far(&logits, &golden);
+        println!("{}: logits {worst:.1e}", folder.display());
+        assert!(worst <= ABSOLUTE, "{}: {worst}", folder.display());
+        seen += 1;
+    }
+    assert_eq!(seen, 7);
+}
+
+/// Dropout draws other masks here than in torch: the loss must have the same mean and deviation.
+fn own_dropout(device: &Device) {
+    let golden: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(own("dropout.json")).unwrap()).unwrap();
+    let number = |kind: &str, key: &str| golden[kind][key].as_f64().unwrap();
+    let masks = if *device == Device::flex() { 1000 } else { 150 };
+    for kind in ["lora", "dora"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+        let mut adapter = Adapter::read(&folder.join(format!("{kind}-step"))).unwrap();
+        adapter.config.dropout = golden["probability"].as_f64().unwrap();
+        let mut model = Llama::load(&folder.join("tiny-llama"), device).unwrap();
+        model.attach(&adapter).unwrap();
+        let batch = Batch::read(&folder.join(format!("{kind}-step/inputs.safetensors")));
+        let losses: Vec<f64> = (0..masks)
+            .map(|key| {
+                model.dropout(Some(key));
+                f64::from(read(batch.loss(batch.logits(&model)))[0])
+            })
+            .collect();
+        let n = losses.len() as f64;
+        let mean = losses.iter().sum::<f64>() / n;
+        let deviation = (losses.iter().map(|loss| (loss - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
+        let (wanted, spread) = (number(kind, "mean"), number(kind, "deviation"));
+        // standard error of the difference of two means, and of a deviation's logarithm
+        let error = spread * (1.0 / n + 1.0 / golden["masks"].as_f64().unwrap()).sqrt();
+        println!("{kind}: mean {mean:.5} ({wanted:.5} ± {error:.5}), deviation {deviation:.5} ({spread:.5})");
+        assert!((mean - wanted).abs() <= 4.0 * error, "{kind}: mean {mean}, not {wanted} ± {error}");
+        assert!(
+            (deviation / spread).ln().abs() <= 4.0 / (2.0 * n).sqrt(),
+            "{kind}: {deviation}, not {spread}"
+        );
+    }
+}
+
+/// PEFT's merge of a trained QDoRA adapter into the base that it was trained on.
+fn own_qdora_merge(device: &Device) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    let base = Weights::open(&root.join("tiny-llama")).unwrap();
+    let adapter = Adapter::read(&root.join("qdora-train/wd0.01/step-20")).unwrap();
+    let golden = Weights::open(&own("qdora-merge/merged.safetensors")).unwrap();
+    let mut merged = Llama::load(&root.join("tiny-llama"), device).unwrap();
+    let mut seen = 0;
+    for linear in merged.linears_mut() {
+        let name = format!("{}.weight", linear.path);
+        let packed = Nf4::quantize(&base.f32(&name).unwrap(), linear.shape, true);
+        let mut weight = packed.dequantize();
+        if let Some(tensors) = adapter.modules.get(&linear.path) {
+            fuse(&mut weight, &adapter.config, tensors);
+        }
+        if golden.contains(&name) {
+            let worst = far(&weight, &golden.f32(&name).unwrap());
+            assert!(worst <= 1e-6, "`{name}`: {worst}");
+            seen += 1;
+        }
+        linear.base = neural::model::linear::Base::Float(common::tensor(&weight, linear.shape, device));
+    }
+    assert_eq!(seen, golden.names().count());
+    let batch = Batch::read(&root.join("dora-step/inputs.safetensors"));
+    let golden = Weights::open(&own("qdora-merge/logits.safetensors")).unwrap().f32("logits").unwrap();
+    let worst = far(&batch.real(&read(batch.logits(&merged))), &batch.real(&golden));
+    println!("merged QDoRA: logits {worst:.1e}");
+    assert!(worst <= ABSOLUTE, "logits {worst}");
 }

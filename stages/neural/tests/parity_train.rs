@@ -4,16 +4,20 @@
 //! Everything comes from the fixture's own files: shapes from tensors, numbers of the recipe from
 //! the README's sentence, the rest from `log.json`. `PIPE_FIXTURES=DIR` takes another set of the
 //! same form. Tolerances are a few times the distance to a float64 run that `log.json` states.
+//! Sets of our own (rsLoRA, LoRA+, 16-bit compute) have the same form and lie in
+//! tests/fixtures/own, whatever `PIPE_FIXTURES` says.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use formats::adapter::Adapter;
 use formats::nf4::Nf4;
 use formats::weights::Weights;
 use neural::adapter::row_norms;
 use neural::batch::Batch;
 use neural::device::{self, Opened};
+use neural::loss_scale::LossScale;
 use neural::model::Llama;
 use neural::model::linear::Base;
 use neural::nf4_linear::Nf4Weight;
@@ -92,14 +96,21 @@ impl Recipe {
                 total: self.total,
             },
             normalisation: if token { Normalisation::Token } else { Normalisation::MicroBatchMean },
-            lora_plus: 1.0,
+            lora_plus: log["loraplus_ratio"].as_f64().unwrap_or(1.0),
+            loss_scale: if log["dtype"] == "float16" { LossScale::dynamic() } else { LossScale::none() },
             seed: 0,
         }
     }
 }
 
-fn model(base: &Path, quantized: bool, opened: &Opened) -> Llama {
-    let mut llama = Llama::load(base, &opened.device).expect("the base loads");
+fn model(base: &Path, log: &Value, opened: &Opened) -> Llama {
+    let quantized = log["kind"] == "qdora";
+    let compute = match log["dtype"].as_str() {
+        Some("float16") => DType::F16,
+        Some("bfloat16") => DType::BF16,
+        _ => DType::F32,
+    };
+    let mut llama = Llama::load_frozen(base, &opened.device, compute).expect("the base loads");
     if quantized {
         let weights = Weights::open(base).expect("weights");
         for linear in llama.linears_mut() {
@@ -166,7 +177,7 @@ fn run(folder: &Path, variant: &Path, opened: &Opened, checkpointing: bool) {
         .skip_while(|word| *word != "Base")
         .nth(1)
         .expect("the README names its base");
-    let mut llama = model(&folder.join(base.trim_end_matches(['.', ','])), log["kind"] == "qdora", opened);
+    let mut llama = model(&folder.join(base.trim_end_matches(['.', ','])), &log, opened);
     llama.attach(&Adapter::read(&folder.join("init")).expect("init")).expect("fits");
     let team = Team::One(Box::new(Replica::new(llama, checkpointing)));
     let mut trainer = Trainer::new(team, Recipe::read(&readme).options(&log)).expect("trainer");
@@ -206,15 +217,18 @@ fn run(folder: &Path, variant: &Path, opened: &Opened, checkpointing: bool) {
 
 /// Every variant in a fixture's folder.
 fn all_variants(fixture: &str, opened: &Opened, checkpointing: bool) {
-    let folder = fixtures().join(fixture);
-    let mut variants: Vec<PathBuf> = std::fs::read_dir(&folder)
+    variants_of(&fixtures().join(fixture), opened, checkpointing);
+}
+
+fn variants_of(folder: &Path, opened: &Opened, checkpointing: bool) {
+    let mut variants: Vec<PathBuf> = std::fs::read_dir(folder)
         .expect("fixture")
         .map(|entry| entry.expect("entry").path())
         .filter(|path| path.join("log.json").exists())
         .collect();
     variants.sort();
     assert!(!variants.is_empty(), "no variant under {}", folder.display());
-    variants.iter().for_each(|variant| run(&folder, variant, opened, checkpointing));
+    variants.iter().for_each(|variant| run(folder, variant, opened, checkpointing));
 }
 
 fn cpu() -> Opened {
@@ -260,4 +274,33 @@ fn parity_qdora_train_on_wgpu() {
     if let Some(opened) = software() {
         all_variants("qdora-train", &opened, false);
     }
+}
+
+/// The sets of our own; those in 16 bit only where the device computes so.
+fn own(opened: &Opened) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/own");
+    let all = std::fs::read_dir(root).expect("own fixtures").map(|entry| entry.expect("entry").path());
+    let mut sets: Vec<PathBuf> = all.filter(|path| path.join("batches.safetensors").exists()).collect();
+    sets.sort();
+    let bf16 = opened.device.supports_dtype(DType::BF16);
+    sets.retain(|path| bf16 || !path.ends_with("bf16-train") && !path.ends_with("bf16-dora-train"));
+    sets
+}
+
+#[test]
+fn own_sets_of_peft_are_followed_on_flex() {
+    let (cpu, mut seen) = (cpu(), 0);
+    for folder in own(&cpu) {
+        variants_of(&folder, &cpu, false);
+        seen += 1;
+    }
+    assert_eq!(seen, 5, "rsLoRA, LoRA+, bf16, bf16 DoRA, f16");
+}
+
+#[test]
+fn own_sets_of_peft_are_followed_on_wgpu() {
+    let Some(opened) = software() else { return };
+    let sets = own(&opened);
+    assert!(sets.len() >= 2, "rsLoRA and LoRA+ at least");
+    sets.iter().for_each(|folder| variants_of(folder, &opened, false));
 }

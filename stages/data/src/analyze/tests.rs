@@ -196,3 +196,15 @@ fn a_module_without_an_adapter_and_a_cut_off_checkpoint_are_named() {
 fn modules_named_twice_are_refused() {
     assert_eq!(plan_errors(&Analyze, json!({ "modules": ["q_proj", "q_proj"] }))[0].key, "modules");
 }
+
+#[test]
+fn a_run_on_another_base_is_refused() {
+    let bench = Bench::new();
+    let run = run_folder(&bench, "run", false, &saved(&fixtures().join("lora-train"), &[5]));
+    let mut info = formats::run::RunInfo::read(&run).unwrap();
+    info.base_digest = "of another model".into();
+    info.write(&run).unwrap();
+    let bench = bench.input("runs", "lora", &run).input("model", "base", &fixtures().join("tiny-llama"));
+    let error = bench.run(&Analyze, json!({})).unwrap_err();
+    assert!(error.message.contains("not the weights that the lora run was trained on"), "{error}");
+}

@@ -166,6 +166,21 @@ impl Weights {
         Ok(&self.files[entry.file][entry.bytes.clone()])
     }
 
+    /// BLAKE3 over names and bytes of all tensors, in hexadecimal: the same however they are split
+    /// into files. Shapes and types are not in it, since names and bytes of one model decide them.
+    ///
+    /// # Errors
+    /// Never, for a folder that opened.
+    pub fn digest(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        for name in self.names() {
+            let bytes = self.bytes(name)?;
+            hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+            hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
     /// A float tensor's values, whatever float type they are stored in (f64 is rounded).
     ///
     /// # Errors

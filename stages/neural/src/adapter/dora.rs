@@ -4,7 +4,7 @@
 //! The paper normalises columns because its W is transposed; here and in PEFT they are the rows of
 //! `[out, in]`. The norm is a constant to the gradient (section 4.3).
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::{Lora, Terms};
@@ -56,11 +56,17 @@ impl Dora {
         let gain = self.gain();
         if self.lora.dropout.active() {
             let dropped = self.lora.dropout.apply(x.clone());
-            let moved = base.product(dropped.clone()) * gain.clone();
-            return base.product(x) + moved + self.lora.branch(dropped) * (gain + 1.0);
+            let moved = scaled(base.product(dropped.clone()), gain.clone());
+            return base.product(x) + moved + scaled(self.lora.branch(dropped), gain + 1.0);
         }
-        (base.product(x.clone()) + self.lora.branch(x)) * (gain + 1.0)
+        scaled(base.product(x.clone()) + self.lora.branch(x), gain + 1.0)
     }
+}
+
+/// y∘factor with one rounding to the type of y: a factor of 1.001 would be 1 in bf16.
+fn scaled(y: Tensor<2>, factor: Tensor<2>) -> Tensor<2> {
+    let dtype = y.dtype();
+    (y.cast(DType::F32) * factor).cast(dtype)
 }
 
 /// Rescales every row to its magnitude: W ← (m/‖W‖)·W. A row of zeros stays.

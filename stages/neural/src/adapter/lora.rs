@@ -57,8 +57,9 @@ impl Lora {
     /// x `[n, in]` → `[n, out]`
     #[must_use]
     pub fn branch(&self, x: Tensor<2>) -> Tensor<2> {
-        let ax = x.matmul(self.a.clone().transpose());
-        (ax * self.scale).matmul(self.b.clone().transpose())
+        let (a, b) = (self.a.clone().cast(x.dtype()), self.b.clone().cast(x.dtype()));
+        let ax = x.matmul(a.transpose());
+        (ax * self.scale).matmul(b.transpose())
     }
 
     /// The terms behind ‖W + sBA‖ for the present A and B.

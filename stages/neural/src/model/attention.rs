@@ -3,7 +3,7 @@
 //! Query heads that share a key-value head are stacked along time, so that keys and values are
 //! never repeated: scores are `[batch, kv_heads, group·time, keys]`.
 
-use burn::tensor::{Device, Tensor, TensorData, activation};
+use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 
 use super::Linear;
 use super::rope::{Rope, RopePart};
@@ -139,8 +139,9 @@ impl Attention {
         };
         let keys = k.dims()[2];
         let scores = (q * (dim as f64).powf(-0.5)).matmul(k.swap_dims(2, 3));
-        let scores = scores.reshape([batch, self.heads, time, keys]) + mask.bias.clone();
-        let weights = activation::softmax(scores, 3);
+        let scores = scores.reshape([batch, self.heads, time, keys]);
+        let dtype = scores.dtype();
+        let weights = activation::softmax(scores.cast(DType::F32) + mask.bias.clone(), 3).cast(dtype);
         let mixed = weights.reshape([batch, self.kv_heads, group * time, keys]).matmul(v);
         let mixed = mixed.reshape([batch, self.heads, time, dim]).swap_dims(1, 2);
         mixed.reshape([batch * time, self.heads * dim])

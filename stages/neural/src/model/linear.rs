@@ -27,7 +27,10 @@ impl Base {
     #[must_use]
     pub fn product(&self, x: Tensor<2>) -> Tensor<2> {
         match self {
-            Self::Float(weight) => x.matmul(weight.clone().transpose()),
+            Self::Float(weight) => {
+                let weight = weight.clone().cast(x.dtype());
+                x.matmul(weight.transpose())
+            }
             Self::Nf4(weight) => weight.forward(x),
         }
     }
@@ -61,7 +64,10 @@ impl Linear {
         };
         match &self.bias {
             None => y,
-            Some(bias) => y + bias.clone().unsqueeze(),
+            Some(bias) => {
+                let bias = bias.clone().cast(y.dtype());
+                y + bias.unsqueeze()
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! The parts are there one by one (`embed`, `block`, `finish`, `logits`), so that training can
 //! re-run a single block and take the logits of chosen positions only.
 
-use burn::tensor::{Device, Int, Tensor, module};
+use burn::tensor::{DType, Device, Int, Tensor, module};
 use contract::StageError;
 use formats::adapter::{Adapter as AdapterFile, AdapterConfig};
 use formats::config::LlamaConfig;
@@ -31,6 +31,8 @@ pub struct Llama {
     pub head: Option<Tensor<2>>,
     /// Frequencies of the positions.
     pub rope: Rope,
+    /// Element type of activations, and of weights that are not trained.
+    pub compute: DType,
     /// Where it lies.
     pub device: Device,
 }
@@ -80,7 +82,7 @@ impl Llama {
     /// ids `[batch, time]` → `[batch, time, hidden]`
     #[must_use]
     pub fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        module::embedding(self.embed.clone(), ids)
+        module::embedding(self.embed.clone(), ids).cast(self.compute)
     }
 
     /// # Shapes
@@ -104,7 +106,13 @@ impl Llama {
     /// h `[n, hidden]` → `[n, vocab]`
     #[must_use]
     pub fn logits(&self, h: Tensor<2>) -> Tensor<2> {
-        h.matmul(self.head.as_ref().unwrap_or(&self.embed).clone().transpose())
+        h.matmul(self.head_weight().transpose())
+    }
+
+    /// The head in the compute type, `[vocab, hidden]`.
+    #[must_use]
+    pub fn head_weight(&self) -> Tensor<2> {
+        self.head.as_ref().unwrap_or(&self.embed).clone().cast(self.compute)
     }
 
     /// Everything, without a cache.

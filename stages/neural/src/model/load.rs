@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use contract::StageError;
 use formats::config::LlamaConfig;
 use formats::nf4::Nf4;
@@ -14,25 +14,33 @@ use super::linear::{Base, Linear};
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
 use super::rope::Rope;
-use super::{Block, COMPUTE, Llama};
+use super::{Block, Llama};
 use crate::adapter::row_norms;
 use crate::nf4_linear::Nf4Weight;
 
 impl Llama {
-    /// The model of a folder; NF4 weights stay packed.
+    /// The model of a folder in f32; NF4 weights stay packed.
     ///
     /// # Errors
     /// If the folder lacks a tensor, a shape does not fit, or a tensor is too large for the device.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, StageError> {
-        Loader::open(dir, device, false)?.model()
+        Self::load_frozen(dir, device, DType::F32)
     }
 
-    /// The model of a folder, NF4 weights as floats: to train the whole of it.
+    /// The same with weights and activations in `compute`.
     ///
     /// # Errors
-    /// As for [`Llama::load`].
-    pub fn load_dequantized(dir: &Path, device: &Device) -> Result<Self, StageError> {
-        Loader::open(dir, device, true)?.model()
+    /// As for [`Llama::load`], and if the device cannot compute so.
+    pub fn load_frozen(dir: &Path, device: &Device, compute: DType) -> Result<Self, StageError> {
+        Loader::open(dir, device, compute, false)?.model()
+    }
+
+    /// The model of a folder to train the whole of it: all weights as f32, activations in `compute`.
+    ///
+    /// # Errors
+    /// As for [`Llama::load_frozen`].
+    pub fn load_trained(dir: &Path, device: &Device, compute: DType) -> Result<Self, StageError> {
+        Loader::open(dir, device, compute, true)?.model()
     }
 }
 
@@ -40,17 +48,20 @@ struct Loader<'a> {
     config: LlamaConfig,
     weights: Weights,
     device: &'a Device,
-    dequantize: bool,
+    compute: DType,
+    /// The whole model: nothing packed, nothing in 16 bit.
+    trained: bool,
     limit: u64,
 }
 
 impl<'a> Loader<'a> {
-    fn open(dir: &Path, device: &'a Device, dequantize: bool) -> Result<Self, StageError> {
+    fn open(dir: &Path, device: &'a Device, compute: DType, trained: bool) -> Result<Self, StageError> {
+        crate::device::check_dtype(device, compute)?;
         let config = LlamaConfig::read(dir)?;
         let weights = Weights::open(dir)?;
         weights.check(&config)?;
         let limit = crate::device::binding_bytes(device);
-        Ok(Self { config, weights, device, dequantize, limit })
+        Ok(Self { config, weights, device, compute, trained, limit })
     }
 
     fn model(self) -> Result<Llama, StageError> {
@@ -63,6 +74,7 @@ impl<'a> Loader<'a> {
             norm: self.norm("model.norm")?,
             head,
             rope: Rope::new(&self.config),
+            compute: self.compute,
             device: self.device.clone(),
             config: self.config,
         })
@@ -95,15 +107,16 @@ impl<'a> Loader<'a> {
 
     fn linear(&self, path: String, bias: bool) -> Result<Linear, StageError> {
         let name = format!("{path}.weight");
-        let (base, shape, base_norm) = if Nf4::is_quantized(&self.weights, &name) && !self.dequantize {
+        let (base, shape, base_norm) = if Nf4::is_quantized(&self.weights, &name) && !self.trained {
             let weight = Nf4::read(&self.weights, &name)?;
             let norms = row_norms(&weight.dequantize(), weight.shape[1]);
             self.fits(&name, weight.shape[0] * weight.shape[1])?;
             (Base::Nf4(Nf4Weight::new(&weight, self.device)), weight.shape, norms)
         } else {
-            let (values, shape) = weights::linear_f32(&self.weights, &name)?;
+            let (mut values, shape) = weights::linear_f32(&self.weights, &name)?;
+            round(&mut values, self.stored());
             let norms = row_norms(&values, shape[1]);
-            (Base::Float(self.tensor(&name, values, shape)?), shape, norms)
+            (Base::Float(self.tensor(&name, values, shape, self.stored())?), shape, norms)
         };
         let bias = if bias { Some(self.vector(&format!("{path}.bias"))?) } else { None };
         Ok(Linear { path, base, bias, adapter: None, shape, base_norm })
@@ -117,7 +130,7 @@ impl<'a> Loader<'a> {
     fn vector(&self, name: &str) -> Result<Tensor<1>, StageError> {
         let values = self.weights.f32(name)?;
         let length = values.len();
-        self.tensor(name, values, [length])
+        self.tensor(name, values, [length], DType::F32)
     }
 
     fn matrix(&self, name: &str) -> Result<Tensor<2>, StageError> {
@@ -125,7 +138,7 @@ impl<'a> Loader<'a> {
         let &[rows, columns] = shape else {
             return Err(StageError::new(format!("`{name}` has the shape {shape:?} and should be a matrix")));
         };
-        self.tensor(name, self.weights.f32(name)?, [rows, columns])
+        self.tensor(name, self.weights.f32(name)?, [rows, columns], self.stored())
     }
 
     fn tensor<const D: usize>(
@@ -133,13 +146,19 @@ impl<'a> Loader<'a> {
         name: &str,
         values: Vec<f32>,
         shape: [usize; D],
+        dtype: DType,
     ) -> Result<Tensor<D>, StageError> {
         self.fits(name, values.len())?;
-        Ok(Tensor::from_data(TensorData::new(values, shape), (self.device, COMPUTE)))
+        Ok(Tensor::from_data(TensorData::new(values, shape), (self.device, dtype)))
+    }
+
+    /// The element type of the large weights.
+    fn stored(&self) -> DType {
+        if self.trained { DType::F32 } else { self.compute }
     }
 
     fn fits(&self, name: &str, elements: usize) -> Result<(), StageError> {
-        let bytes = elements as u64 * COMPUTE.size() as u64;
+        let bytes = elements as u64 * self.stored().size() as u64;
         if bytes > self.limit {
             return Err(StageError::new(format!(
                 "`{name}` takes {bytes} bytes on the device, whose largest tensor may have {}",
@@ -148,5 +167,15 @@ impl<'a> Loader<'a> {
             .hint("`device = \"cpu\"` has no such limit"));
         }
         Ok(())
+    }
+}
+
+/// Rounds values to what the element type can hold: magnitudes start at the norms of the weights as
+/// they are computed with.
+fn round(values: &mut [f32], dtype: DType) {
+    match dtype {
+        DType::F16 => values.iter_mut().for_each(|x| *x = half::f16::from_f32(*x).to_f32()),
+        DType::BF16 => values.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32()),
+        _ => {}
     }
 }

@@ -1,6 +1,6 @@
 //! Root mean square normalisation (Zhang & Sennrich, arXiv 1910.07467), as in `LlamaRMSNorm`.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::cpu;
 
@@ -26,11 +26,13 @@ impl RmsNorm {
         self.plain(x)
     }
 
-    /// The same from plain operations.
+    /// The same from plain operations, in f32.
     #[must_use]
     pub fn plain(&self, x: Tensor<2>) -> Tensor<2> {
+        let dtype = x.dtype();
+        let x = x.cast(DType::F32);
         let mean_square = x.clone().square().mean_dim(1);
         let scale = (mean_square + self.epsilon).sqrt().recip();
-        x * scale * self.weight.clone().unsqueeze()
+        (x * scale * self.weight.clone().unsqueeze()).cast(dtype)
     }
 }

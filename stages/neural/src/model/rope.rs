@@ -61,10 +61,11 @@ impl RopePart {
     /// x `[batch, time, heads, head_dim]`, the same back
     #[must_use]
     pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
-        let dim = x.dims()[3];
+        let (dim, dtype) = (x.dims()[3], x.dtype());
+        let (cos, sin) = (self.cos.clone().cast(dtype), self.sin.clone().cast(dtype));
         let low = x.clone().slice_dim(3, 0..dim / 2);
         let high = x.clone().slice_dim(3, dim / 2..dim);
-        x * self.cos.clone() + Tensor::cat(vec![high, low], 3) * self.sin.clone()
+        x * cos + Tensor::cat(vec![high, low], 3) * sin
     }
 }
 

@@ -57,7 +57,7 @@ impl<'a> Session<'a> {
             stored.as_ref().map_or((0, 0), |state| (state.manifest.step, state.manifest.metrics_bytes));
         forget_after(ctx.work(), step)?;
         if let Some(state) = stored {
-            setup.trainer.restore(step, &state.slabs)?;
+            setup.trainer.restore(step, state.manifest.loss_scale, &state.slabs)?;
             ctx.note(format!("goes on after step {step}"));
             if cfg!(feature = "autotune") {
                 ctx.warn("this build picks kernels by timing (`autotune`): the result may differ in the last bits from a run that was not stopped");
@@ -127,6 +127,7 @@ impl<'a> Session<'a> {
             lr: report.lr,
             grad_norm: report.grad_norm,
             label_tokens: report.label_tokens,
+            loss_scale: report.loss_scale,
             ..Record::default()
         };
         let every = self.settings.eval_every;
@@ -172,6 +173,7 @@ impl<'a> Session<'a> {
             metrics_bytes: self.metrics.sync()?,
             fingerprint: self.fingerprint.clone(),
             device: self.setup.device.clone(),
+            loss_scale: self.setup.trainer.loss_scale(),
         };
         State { manifest, slabs: self.setup.trainer.save()? }.save(ctx.work())
     }

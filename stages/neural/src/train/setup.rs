@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use contract::{Context, StageError};
 use formats::adapter::{Adapter, AdapterConfig};
 use formats::config::LlamaConfig;
@@ -63,31 +64,17 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     let probe = batch::of_rows(&train, &[0], 1);
     let builders = opened.iter().enumerate().map(|(index, opened)| {
         let (model, opened, start) = (model.clone(), opened.clone(), start.clone());
-        let (seed, checkpointing) = (settings.seed, settings.checkpointing);
+        let (seed, checkpointing, compute) = (settings.seed, settings.checkpointing, settings.compute());
         let probe = (index == 0).then(|| probe.clone());
-        let build = move || build(&model, &opened, start, seed, checkpointing, probe);
+        let build = move || build(&model, &opened, start, (seed, checkpointing, compute), probe);
         (format!("{}#{index}", opened_label(index)), build)
     });
     let team = Team::new(builders.collect())?;
     let trainer = Trainer::new(team, settings.options(total))?;
     fits(&trainer, &opened)?;
     let device = opened.iter().map(|opened| opened.label.clone()).collect::<Vec<_>>().join(" + ");
-    let base_digest = digest(&model)?;
+    let base_digest = Weights::open(&model)?.digest()?;
     Ok(Setup { trainer, config, adapter, train, heldout, deal, total, device, base_digest })
-}
-
-/// BLAKE3 over names and bytes of a model's tensors, in the order of their names.
-fn digest(model: &Path) -> Result<String, StageError> {
-    let weights = Weights::open(model)?;
-    let mut names: Vec<&str> = weights.names().collect();
-    names.sort_unstable();
-    let mut hasher = blake3::Hasher::new();
-    for name in names {
-        let bytes = weights.bytes(name)?;
-        hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
-        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
-    }
-    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn opened_label(index: usize) -> String {
@@ -226,13 +213,12 @@ fn build(
     model: &Path,
     opened: &Opened,
     start: Start,
-    seed: u64,
-    checkpointing: bool,
+    (seed, checkpointing, compute): (u64, bool, DType),
     probe: Option<batch::Batch>,
 ) -> Result<Replica, StageError> {
     let mut llama = match start {
-        Start::Whole => Llama::load_dequantized(model, &opened.device)?,
-        _ => Llama::load(model, &opened.device)?,
+        Start::Whole => Llama::load_trained(model, &opened.device, compute)?,
+        _ => Llama::load_frozen(model, &opened.device, compute)?,
     };
     match start {
         Start::Whole => {}
