@@ -22,6 +22,7 @@ pub mod executor;
 pub mod graph;
 pub mod key;
 pub mod measured;
+pub mod pins;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;

@@ -81,6 +81,16 @@ fn judge(
     outside: &mut crate::store::StatCache,
 ) -> Result<Planned, Error> {
     let id = instance.id.clone();
+    if let Some(moving) = instance.kind.moving(&instance.config) {
+        let why = format!("its `{}` is not pinned yet: {}", moving.param, moving.name);
+        return Ok(Planned {
+            id,
+            verdict: Verdict::WillRun(vec![why]),
+            key: None,
+            fields: None,
+            action: None,
+        });
+    }
     let Some(fields) = KeyFields::of(instance, |id| objects.get(id).copied(), outside)? else {
         let unknown =
             instance.inputs.values().flatten().filter(|input| !objects.contains_key(&input.producer));

@@ -195,6 +195,11 @@ impl<'a> Run<'a> {
     /// Asks the store for a task whose inputs are all there.
     fn check(&mut self, task: usize, outside: &mut crate::store::StatCache) -> Result<(), Error> {
         let instance = &self.pipeline.instances[task];
+        if let Some(moving) = instance.kind.moving(&instance.config) {
+            let message = format!("its `{}` is not pinned: {}", moving.param, moving.name);
+            self.end(task, Ending::Failed, None, Some(Failure::new(message, None)));
+            return Ok(());
+        }
         let fields = match KeyFields::of(instance, |id| self.objects.get(id).copied(), outside) {
             Ok(fields) => fields.expect("a ready task's inputs are known"),
             Err(error) => {

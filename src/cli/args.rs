@@ -157,6 +157,9 @@ pub struct Run {
     /// Run the selected stages even if their results are stored
     #[arg(short, long)]
     pub force: bool,
+    /// Ask anew what the branch or tag of this stage means, and move its pin in `pipe.lock`
+    #[arg(long, value_name = "STAGE", conflicts_with = "dry_run")]
+    pub update: Vec<String>,
     /// How stored results are checked
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub check: Check,

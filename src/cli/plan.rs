@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::args::{Globals, Plan};
-use super::session::Session;
+use super::session::{Pinning, Session};
 use super::table::align;
 use super::{print, print_json};
 use crate::error::{Error, Exit};
@@ -12,7 +12,15 @@ use crate::registry::Registry;
 
 /// Runs the command.
 pub fn run(args: &Plan, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
-    let session = Session::open(&args.file, &args.selection, args.force, args.check, globals, registry)?;
+    let session = Session::open(
+        &args.file,
+        &args.selection,
+        args.force,
+        args.check,
+        Pinning::AsItIs,
+        globals,
+        registry,
+    )?;
     let planned = plan(&session.pipeline, &session.store, &session.options)?;
     if args.json {
         print_json(&document(&planned))?;

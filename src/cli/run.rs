@@ -7,7 +7,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::args::{Globals, Run};
-use super::session::Session;
+use super::session::{Pinning, Session};
 use super::table::align;
 use super::{plan as plan_command, print, print_json};
 use crate::error::{Error, Exit};
@@ -16,6 +16,7 @@ use crate::executor::Stop;
 use crate::graph::Graph;
 use crate::key::KeyFields;
 use crate::measured::summary;
+use crate::pins::Moved;
 use crate::pipeline::{InputRef, Instance, Pipeline};
 use crate::plan::plan;
 use crate::progress::{Bars, JsonLines, Lines, Progress, Silent};
@@ -30,7 +31,10 @@ const EXPORTS: usize = 6;
 /// Runs the command.
 pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
     let started = jiff::Timestamp::now();
-    let mut session = Session::open(&args.file, &args.selection, args.force, args.check, globals, registry)?;
+    let pinning = if args.dry_run { Pinning::AsItIs } else { Pinning::Settle(&args.update) };
+    let mut session =
+        Session::open(&args.file, &args.selection, args.force, args.check, pinning, globals, registry)?;
+    tell_pins(args, globals, &session.moved);
     if args.dry_run {
         let planned = plan(&session.pipeline, &session.store, &session.options)?;
         return if args.json {
@@ -69,6 +73,22 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
     print(&tables(&session.store, &session.pipeline, &outcome))?;
     tell(args, globals, &session.pipeline, &outcome, exit)?;
     Ok(exit)
+}
+
+/// Says which pins are new, and that an update found nothing new.
+fn tell_pins(args: &Run, globals: &Globals, moved: &[Moved]) {
+    if globals.quiet {
+        return;
+    }
+    for Moved { name, before, now } in moved {
+        match before {
+            Some(before) => anstream::eprintln!("pipe.lock: {name} is now {now}, it was {before}"),
+            None => anstream::eprintln!("pipe.lock: {name} is {now}"),
+        }
+    }
+    if moved.is_empty() && !args.update.is_empty() {
+        anstream::eprintln!("pipe.lock: nothing has moved");
+    }
 }
 
 fn progress(args: &Run, globals: &Globals) -> Box<dyn Progress> {

@@ -8,7 +8,8 @@ use contract::Pool;
 use super::args::{Check, File, Globals, Selection};
 use crate::error::Error;
 use crate::graph::{Graph, select};
-use crate::pipeline::Pipeline;
+use crate::pins::{Moved, Pins};
+use crate::pipeline::{Instance, Pipeline};
 use crate::plan::{Verdict, plan};
 use crate::registry::Registry;
 use crate::runner::Options;
@@ -25,6 +26,17 @@ pub struct Session {
     pub store: Store,
     /// Frozen and forced stages; pools without `gpu`.
     pub options: Options,
+    /// Pins that were set or moved just now.
+    pub moved: Vec<Moved>,
+}
+
+/// What becomes of references that move and are not pinned.
+#[derive(Clone, Copy)]
+pub enum Pinning<'a> {
+    /// Nothing: nobody is asked.
+    AsItIs,
+    /// They are pinned, and those of these stages are asked for anew.
+    Settle(&'a [String]),
 }
 
 impl Session {
@@ -34,6 +46,7 @@ impl Session {
         selection: &Selection,
         force: bool,
         check: Check,
+        pinning: Pinning<'_>,
         globals: &Globals,
         registry: &Registry,
     ) -> Result<Self, Error> {
@@ -55,13 +68,20 @@ impl Session {
             pools: pools(&whole),
             ..Options::default()
         };
+        let mut pins = Pins::beside(&file.pipeline)?;
+        let moved = match pinning {
+            Pinning::AsItIs => Vec::new(),
+            Pinning::Settle(update) => settle(&mut pins, &whole, &chosen, update)?,
+        };
         let instances = chosen.iter().map(|&index| whole.instances[index].clone()).collect();
+        let mut pipeline = Pipeline { instances, ..whole };
+        pins.apply(&mut pipeline);
         let check = match check {
             Check::Stat => store::Check::Stat,
             Check::Full => store::Check::Full,
         };
         let store = Store::open(&globals.store, check)?;
-        Ok(Self { pipeline: Pipeline { instances, ..whole }, store, options })
+        Ok(Self { pipeline, store, options, moved })
     }
 
     /// The same for commands that ask about one stage: it and what it needs. The stage's instances are
@@ -73,7 +93,7 @@ impl Session {
         registry: &Registry,
     ) -> Result<(Self, Vec<usize>), Error> {
         let selection = Selection { until: vec![stage.to_owned()], only: Vec::new() };
-        let session = Self::open(file, &selection, false, Check::Stat, globals, registry)?;
+        let session = Self::open(file, &selection, false, Check::Stat, Pinning::AsItIs, globals, registry)?;
         let found = select(&session.pipeline, stage)?;
         Ok((session, found))
     }
@@ -102,6 +122,32 @@ impl Session {
         self.options.pools.insert(gpu.to_owned(), slots);
         Ok(())
     }
+}
+
+/// Pins what moves in the chosen stages, and moves the pins of those that `update` names.
+fn settle(
+    pins: &mut Pins,
+    whole: &Pipeline,
+    chosen: &[usize],
+    update: &[String],
+) -> Result<Vec<Moved>, Error> {
+    let mut named = Vec::new();
+    for name in update {
+        let found = select(whole, name)?;
+        let moves = |&index: &usize| {
+            let Instance { kind, config, .. } = &whole.instances[index];
+            kind.moving(config).is_some()
+        };
+        if !found.iter().any(moves) {
+            return Err(Error::usage(format!("stage `{name}` has nothing that moves"))
+                .hint("`--update` is for stages that fetch a branch or tag"));
+        }
+        named.extend(found);
+    }
+    let instances = (0..whole.instances.len())
+        .filter(|index| chosen.contains(index) || named.contains(index))
+        .map(|index| (&whole.instances[index], named.contains(&index)));
+    pins.settle(instances, &|instance, text| anstream::eprintln!("{}: {text}", instance.id))
 }
 
 /// How many hardware adapters there are, asked in a process of its own since drivers may crash.

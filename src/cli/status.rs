@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::args::{Check, Globals, Selection, Status};
 use super::plan::answer;
-use super::session::Session;
+use super::session::{Pinning, Session};
 use super::table::{align, size};
 use super::{print, print_json};
 use crate::error::{Error, Exit};
@@ -14,7 +14,15 @@ use crate::store::Store;
 
 /// Runs the command.
 pub fn run(args: &Status, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
-    let session = Session::open(&args.file, &Selection::default(), false, Check::Stat, globals, registry)?;
+    let session = Session::open(
+        &args.file,
+        &Selection::default(),
+        false,
+        Check::Stat,
+        Pinning::AsItIs,
+        globals,
+        registry,
+    )?;
     let planned = plan(&session.pipeline, &session.store, &session.options)?;
     if args.json {
         let stage = |stage: &Planned| {

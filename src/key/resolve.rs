@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use contract::{Many, Ports};
+use contract::{Many, Ports, Type};
 
 use super::KeyFields;
 use crate::digest::Digest;
@@ -11,7 +11,8 @@ use crate::pipeline::{EnvVar, Instance, StageId};
 use crate::store::StatCache;
 
 impl KeyFields {
-    /// The fields of `instance`, or `None` while `object` does not know one of its producers' outputs.
+    /// The fields of `instance`, or `None` while `object` does not know one of its producers' outputs. What
+    /// moves must have been pinned: it has no place in a key.
     ///
     /// # Errors
     /// If a local file that a parameter names cannot be read.
@@ -36,6 +37,9 @@ impl KeyFields {
             let Some(path) = instance.config.get(param.name).and_then(|value| value.as_str()) else {
                 continue;
             };
+            if is_word(&param.ty, path) {
+                continue;
+            }
             let path = Path::new(path.strip_prefix("file://").unwrap_or(path));
             if path.exists() {
                 paths.insert(param.name.to_owned(), outside.digest(path)?);
@@ -49,6 +53,15 @@ impl KeyFields {
             env,
             paths,
         }))
+    }
+}
+
+/// Whether the type lists this text as a word of its own: then it is no path, whatever lies about.
+fn is_word(ty: &Type, text: &str) -> bool {
+    match ty {
+        Type::Choice(words) => words.contains(&text),
+        Type::AnyOf(types) => types.iter().any(|ty| is_word(ty, text)),
+        _ => false,
     }
 }
 

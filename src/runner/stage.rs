@@ -154,14 +154,16 @@ impl Attempt<'_> {
         Inputs(self.inputs.iter().map(named).collect())
     }
 
-    /// Declared variables, the kind's secrets, and how many threads fit beside its siblings.
+    /// Declared variables, those that the kind needs on this machine, its secrets, and how many threads fit
+    /// beside its siblings.
     fn env(&self) -> Vec<(String, String)> {
         let declared = self.instance.env.iter();
         let mut env: Vec<(String, String)> =
             declared.filter_map(|(name, value)| Some((name.clone(), env_value(name, value)?))).collect();
-        let secrets = self.instance.kind.secrets().iter();
-        env.extend(secrets.filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))));
-        if self.instance.kind.pool() == Pool::Gpu && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        let kind = self.instance.kind;
+        let passed = kind.surroundings().iter().chain(kind.secrets());
+        env.extend(passed.filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))));
+        if kind.pool() == Pool::Gpu && std::env::var_os("RAYON_NUM_THREADS").is_none() {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let threads = (cores * self.slots.len() / self.slots_of_pool.max(1)).max(1);
             env.push(("RAYON_NUM_THREADS".to_owned(), threads.to_string()));

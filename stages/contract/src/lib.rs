@@ -24,5 +24,5 @@ pub use context::{Artifact, Context, Inputs, Reporter};
 pub use error::{ConfigError, ErrorKind, StageError, at};
 pub use event::Event;
 pub use param::{Default, Effect, Param, Type};
-pub use stage::{Input, Job, Many, Pool, Ports, Stage};
+pub use stage::{Input, Job, Many, Moving, Pool, Ports, Stage};
 pub use table::Table;

@@ -27,12 +27,45 @@ pub trait Stage: Sync {
         &[]
     }
 
+    /// Environment variables that say where things are for it on this machine (a mirror, a cache of other
+    /// programs), not what to compute. Passed through, in no key.
+    fn surroundings(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The reference in `config` that moves, if there is one: a branch that means another commit tomorrow.
+    /// No I/O. The runner has it settled once, keeps the answer in `pipe.lock`, and puts it in the place of
+    /// the parameter before there is a key; then nothing may move any more.
+    fn moving(&self, config: &Config) -> Option<Moving> {
+        let _ = config;
+        None
+    }
+
+    /// What the moving reference in `config` means now. It may use the network; of `ctx` it may use what is
+    /// for telling and stopping.
+    ///
+    /// # Errors
+    /// If it cannot be found out.
+    fn settle(&self, config: &Config, ctx: &Context<'_>) -> Result<String, StageError> {
+        let _ = (config, ctx);
+        Err(StageError::new(format!("kind `{}` has nothing that moves", self.kind())))
+    }
+
     /// Checks what [`Param`] cannot say (conditions across parameters) and makes the job.
     /// No I/O. `config` has passed `params`: types and ranges hold and defaults are filled in.
     ///
     /// # Errors
     /// All of them at once, each with the key it is about.
     fn plan(&self, config: &Config) -> Result<Box<dyn Job>, Vec<ConfigError>>;
+}
+
+/// A reference that means something else over time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moving {
+    /// The parameter that takes what it means.
+    pub param: &'static str,
+    /// What it is called in `pipe.lock`, the same wherever the same is meant.
+    pub name: String,
 }
 
 /// One validated run of a stage.

@@ -1,59 +1,117 @@
-//! A data set as stages hand it on: a file of Alpaca rows, or a folder with `*.json` (or
-//! `*.jsonl`) files of them in which `heldout.json`, if there is one, is the held-out part.
+//! A data set as stages hand it on: a file of rows, or a folder with such files (`*.json`, `*.jsonl`,
+//! `*.parquet`, also in folders below) in which `heldout.json`, if there is one, is the held-out part.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use contract::{StageError, Table, at};
-use formats::alpaca::{Row, read_rows};
+use formats::example::Example;
+use formats::rows::{ENDINGS, read_examples};
 
 /// The name of the held-out part.
 pub const HELDOUT: &str = "heldout.json";
 
+/// Files beside the rows of a data set that hold none.
+const NO_ROWS: &[&str] = &[HELDOUT, Table::FILE, "dataset_infos.json", "dataset_info.json", "state.json"];
+
+/// What parts of a data set are called, in the names of files.
+const SPLITS: &[&str] = &["train", "test", "validation", "valid", "val", "dev", "eval"];
+
 /// The rows behind one artifact.
 pub struct Dataset {
     /// To train on, in the order of the file names and of the files.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Example>,
     /// The held-out part, if the folder brings one.
-    pub heldout: Option<Vec<Row>>,
+    pub heldout: Option<Vec<Example>>,
+    /// What was wrong with rows that were left out.
+    pub broken: Vec<formats::Error>,
 }
 
 impl Dataset {
-    /// Reads a file or a folder.
-    pub fn read(path: &Path) -> Result<Self, StageError> {
-        if !path.is_dir() {
-            return Ok(Self { rows: read_rows(path)?, heldout: None });
-        }
-        let mut rows = Vec::new();
-        let files = row_files(path)?;
+    /// Reads a file or a folder. Broken rows are an error, unless `skip_broken`.
+    pub fn read(path: &Path, skip_broken: bool) -> Result<Self, StageError> {
+        let mut set = Self { rows: Vec::new(), heldout: None, broken: Vec::new() };
+        let files = if path.is_dir() { row_files(path)? } else { vec![path.to_owned()] };
         if files.is_empty() {
             let message = format!(
-                "folder `{}` holds no data set: there is no `*.json` or `*.jsonl` file in it",
-                path.display()
+                "folder `{}` holds no data set: there is no file that ends in {}",
+                path.display(),
+                ENDINGS.iter().map(|ending| format!("`.{ending}`")).collect::<Vec<_>>().join(", ")
             );
             return Err(StageError::new(message)
-                .hint("a data set is a JSON array of rows with `instruction`, `input` and `output`"));
+                .hint("a data set is a list of rows, or one row a line, with `instruction`, `input` and `output`, or `messages`, or `text`"));
         }
+        one_split(path, &files)?;
         for file in files {
-            rows.extend(read_rows(&file)?);
+            set.rows.extend(set_aside(&file, skip_broken, &mut set.broken)?);
+        }
+        if set.rows.is_empty() {
+            return Err(StageError::new(format!("`{}`: the data set is empty", path.display()))
+                .hint("it needs at least one row"));
         }
         let heldout = path.join(HELDOUT);
-        let heldout = if heldout.exists() { Some(read_rows(&heldout)?) } else { None };
-        Ok(Self { rows, heldout })
+        if heldout.exists() {
+            set.heldout = Some(set_aside(&heldout, skip_broken, &mut set.broken)?);
+        }
+        Ok(set)
     }
 }
 
-/// The files of a folder that hold rows to train on, by name.
+/// The rows of a file; what was wrong with others goes to `broken`.
+fn set_aside(
+    file: &Path,
+    skip_broken: bool,
+    broken: &mut Vec<formats::Error>,
+) -> Result<Vec<Example>, StageError> {
+    let examples = read_examples(file, skip_broken).map_err(|error| StageError {
+        hint: error.hint.clone(),
+        ..StageError::new(formats::Error { hint: None, ..error }.to_string())
+    })?;
+    broken.extend(examples.broken);
+    Ok(examples.rows)
+}
+
+/// The files below a folder that hold rows to train on, by name.
 fn row_files(folder: &Path) -> Result<Vec<PathBuf>, StageError> {
-    let entries: Result<Vec<_>, _> = fs::read_dir(folder).map_err(at(folder))?.collect();
-    let mut files: Vec<PathBuf> =
-        entries.map_err(at(folder))?.into_iter().map(|entry| entry.path()).collect();
-    files.retain(|file| {
-        let json = file.extension().is_some_and(|extension| extension == "json" || extension == "jsonl");
-        json && ![HELDOUT, Table::FILE].iter().any(|name| file.ends_with(name))
-    });
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(at(&folder))? {
+            let path = entry.map_err(at(&folder))?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+            if ENDINGS.contains(&ending) && !NO_ROWS.iter().any(|name| path.ends_with(name)) {
+                files.push(path);
+            }
+        }
+    }
     files.sort();
     Ok(files)
+}
+
+/// Rows to test with must not be trained on because they lie in the same folder.
+fn one_split(folder: &Path, files: &[PathBuf]) -> Result<(), StageError> {
+    let split = |file: &PathBuf| {
+        let below = file.strip_prefix(folder).ok()?;
+        let mut parts = below.iter().filter_map(|part| part.to_str());
+        parts.find_map(|part| {
+            let word = part.split(['-', '_', '.']).next().unwrap_or_default();
+            SPLITS.iter().find(|split| **split == word)
+        })
+    };
+    let mut found: Vec<&str> = files.iter().filter_map(split).copied().collect();
+    found.sort_unstable();
+    found.dedup();
+    if found.len() < 2 {
+        return Ok(());
+    }
+    let message =
+        format!("folder `{}` holds several parts of a data set: {}", folder.display(), found.join(", "));
+    Err(StageError::new(message)
+        .hint("choose one with `files` in the stage that fetches it, such as `files = [\"*train*\"]`"))
 }
 
 #[cfg(test)]
@@ -71,16 +129,16 @@ mod tests {
         bench.write("set/heldout.json", &ROW.replace("Say a", "Say c"));
         bench.write("set/summary.json", "{}");
         bench.write("set/README.md", "no rows");
-        let set = Dataset::read(&bench.path("set")).unwrap();
-        let instructions: Vec<&str> = set.rows.iter().map(|row| row.instruction.as_str()).collect();
+        let set = Dataset::read(&bench.path("set"), false).unwrap();
+        let instructions: Vec<String> = set.rows.iter().map(|row| row.question().instruction).collect();
         assert_eq!(instructions, ["Say a.", "Say b."]);
-        assert_eq!(set.heldout.unwrap()[0].instruction, "Say c.");
+        assert_eq!(set.heldout.unwrap()[0].question().instruction, "Say c.");
     }
 
     #[test]
     fn a_file_has_no_held_out_part() {
         let bench = Bench::new();
-        let set = Dataset::read(&bench.write("rows.json", ROW)).unwrap();
+        let set = Dataset::read(&bench.write("rows.json", ROW), false).unwrap();
         assert!(set.rows.len() == 1 && set.heldout.is_none());
     }
 
@@ -88,7 +146,19 @@ mod tests {
     fn a_folder_without_rows_says_what_it_wants() {
         let bench = Bench::new();
         bench.write("set/README.md", "");
-        let error = Dataset::read(&bench.path("set")).err().unwrap();
+        let error = Dataset::read(&bench.path("set"), false).err().unwrap();
         assert!(error.message.contains("no data set") && error.hint.is_some());
+    }
+
+    #[test]
+    fn files_below_are_found_and_parts_are_not_mixed() {
+        let bench = Bench::new();
+        bench.write("set/data/train-00000-of-00002.jsonl", "{\"text\": \"a\"}");
+        bench.write("set/data/train-00001-of-00002.jsonl", "{\"text\": \"b\"}");
+        bench.write("set/dataset_infos.json", "{\"no\": \"rows\"}");
+        assert_eq!(Dataset::read(&bench.path("set"), false).unwrap().rows.len(), 2);
+        bench.write("set/data/test-00000-of-00001.jsonl", "{\"text\": \"c\"}");
+        let error = Dataset::read(&bench.path("set"), false).err().unwrap();
+        assert!(error.message.ends_with("several parts of a data set: test, train"), "{error}");
     }
 }

@@ -16,6 +16,7 @@ use contract::{
 };
 use formats::alpaca::Template;
 use formats::config::LlamaConfig;
+use formats::example::Example;
 use formats::weights::{self, Dtype, Tensor};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -158,8 +159,18 @@ impl Job for Settings {
             Template::by_name(&self.template).ok_or_else(|| StageError::new("unknown template"))?;
         let mut texts = Vec::new();
         for artifact in ctx.inputs.all("corpus") {
-            let rows = Dataset::read(&artifact.path)?.rows;
-            texts.extend(rows.iter().map(|row| template.prompt(row) + &row.output));
+            for (number, example) in (1..).zip(Dataset::read(&artifact.path, false)?.rows) {
+                texts.push(match example {
+                    Example::Instruction(row) => template.prompt(&row) + &row.output,
+                    Example::Completion { prompt, text } => prompt + &text,
+                    Example::Chat(_) => {
+                        let message = format!("`{}`: row {number} is a chat", artifact.path.display());
+                        return Err(
+                            StageError::new(message).hint("a corpus is of instructions or plain text")
+                        );
+                    }
+                });
+            }
         }
         let tokenizer = vocabulary::train(&texts, self.vocab_size)?;
         if ctx.stopping() {

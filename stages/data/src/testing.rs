@@ -73,6 +73,11 @@ impl Bench {
         job.run(&mut Context::new(self.inputs.clone(), out, work, vec![0], &self.events, &self.stop))
     }
 
+    /// Takes what a job tells.
+    pub fn reporter(&self) -> &dyn Reporter {
+        &self.events
+    }
+
     /// The notes and warnings so far.
     pub fn notes(&self) -> Vec<String> {
         let text = |event: &Event| match event {

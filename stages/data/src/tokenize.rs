@@ -1,7 +1,8 @@
-//! `tokenize`: Alpaca rows become token ids, split into a training and a held-out part.
+//! `tokenize`: rows of a data set become token ids, split into a training and a held-out part.
 //!
-//! As Hugging Face's Llama does it: the tokenizer's own leading tokens (`<s>`), then prompt and
-//! answer encoded in one piece, cut on the right, then the end-of-sequence token if it still fits.
+//! Instructions and completions as Hugging Face's Llama does it: the tokenizer's own leading tokens
+//! (`<s>`), then prompt and answer encoded in one piece, cut on the right, then the end-of-sequence token
+//! if it still fits. Chats go through a chat template, which spells its special tokens; nothing is added.
 //! Text that spells a special token (`</s>`) becomes that token, also as in Hugging Face. The split
 //! is that of `datasets.train_test_split` with the same seed, unless the data set brings
 //! its own held-out part. What was made of the rows can be read in `samples.txt`.
@@ -19,13 +20,18 @@ use std::path::Path;
 use contract::{
     Config, ConfigError, Context, Default, Input, Job, Param, Pool, Ports, Stage, StageError, Type, at,
 };
-use formats::alpaca::{Row, Template};
+use formats::alpaca::Row;
+use formats::example::Example;
 use formats::split::train_test_split;
+use formats::template::Template;
 use formats::tokens::{TokenMeta, TokenSet};
 use serde::Deserialize;
 
 use crate::dataset::{Dataset, HELDOUT};
 use encoder::{Counts, Encoder};
+
+/// How many of the rows that were left out are named.
+const BROKEN_SHOWN: usize = 5;
 
 /// The kind `tokenize`.
 pub struct Tokenize;
@@ -33,7 +39,7 @@ pub struct Tokenize;
 const INPUTS: &[Input] = &[
     Input::one(
         "dataset",
-        "Alpaca rows: a file, or a folder with `*.json`, of which `heldout.json` is the held-out part",
+        "rows (instructions, chats, completions): a file, or a folder with `*.json`, `*.jsonl` or `*.parquet`, of which `heldout.json` is the held-out part",
     ),
     Input::one("tokenizer", "model folder with `tokenizer.json`"),
 ];
@@ -41,10 +47,13 @@ const INPUTS: &[Input] = &[
 const PARAMS: &[Param] = &[
     Param::new(
         "template",
-        Type::Choice(Template::NAMES),
+        Type::AnyOf(&[Type::Choice(Template::NAMES), Type::Text]),
         Default::Text("alpaca"),
-        "how a row becomes text; `alpaca` ends its prompt with a line break, `alpaca-stanford` does not",
-    ),
+        "how a row becomes text: `alpaca` (its prompt ends with a line break), `alpaca-stanford` (it does not), `plain`; for chats `chat` (the model's own), `chatml`, `llama2-chat`; or a file with a Jinja template that names `instruction` and `input`, or `messages`. Completions need none",
+    )
+    .local_path(),
+    Param::new("date", Type::Text, Default::Absent, "what a chat template takes for today: `2024-07-26`; without it, it has no `strftime_now`"),
+    Param::new("skip_broken", Type::Bool, Default::Bool(false), "whether rows that cannot be read are left out"),
     Param::new("cutoff", Type::Int { min: 2, max: 1 << 24 }, Default::Int(512), "longest row in tokens"),
     Param::new(
         "long_rows",
@@ -52,7 +61,7 @@ const PARAMS: &[Param] = &[
         Default::Text("cut"),
         "what becomes of longer rows",
     ),
-    Param::new("mask_prompt", Type::Bool, Default::Bool(false), "whether only the answer counts in the loss"),
+    Param::new("mask_prompt", Type::Bool, Default::Bool(false), "whether only answers count in the loss; of a chat, all turns of the assistant"),
     Param::new(
         "add_bos",
         Type::Choice(&["auto", "always", "never"]),
@@ -71,6 +80,8 @@ const PARAMS: &[Param] = &[
 #[derive(Deserialize)]
 struct Settings {
     template: String,
+    date: Option<String>,
+    skip_broken: bool,
     cutoff: usize,
     long_rows: LongRows,
     mask_prompt: bool,
@@ -107,7 +118,7 @@ impl Stage for Tokenize {
     }
 
     fn doc(&self) -> &'static str {
-        "turns Alpaca rows into token ids, cut, masked and split into training and held-out rows"
+        "turns rows into token ids, cut, masked and split into training and held-out rows"
     }
 
     fn pool(&self) -> Pool {
@@ -123,13 +134,33 @@ impl Stage for Tokenize {
     }
 
     fn plan(&self, config: &Config) -> Result<Box<dyn Job>, Vec<ConfigError>> {
-        Ok(Box::new(config.to::<Settings>()?))
+        let settings: Settings = config.to()?;
+        let mut errors = Vec::new();
+        if !Template::NAMES.contains(&settings.template.as_str()) && !encoder::is_file(&settings.template) {
+            let message = format!(
+                "`{}` is no template: the names are {}; a file's path holds a `/` or a `.`",
+                settings.template,
+                Template::NAMES.join(", ")
+            );
+            errors.push(ConfigError::new("template", message));
+        }
+        if let Err(error) = settings.date() {
+            errors.push(ConfigError::new("date", error));
+        }
+        if errors.is_empty() { Ok(Box::new(settings)) } else { Err(errors) }
     }
 }
 
 impl Job for Settings {
     fn run(&self, ctx: &mut Context<'_>) -> Result<(), StageError> {
-        let (train, heldout) = self.split(Dataset::read(&ctx.input("dataset")?)?, ctx)?;
+        let set = Dataset::read(&ctx.input("dataset")?, self.skip_broken)?;
+        for error in set.broken.iter().take(BROKEN_SHOWN) {
+            ctx.warn(format!("left out: {error}"));
+        }
+        if !set.broken.is_empty() {
+            ctx.warn(format!("{} rows could not be read and were left out", set.broken.len()));
+        }
+        let (train, heldout) = self.split(set, ctx)?;
         let encoder = Encoder::open(&ctx.input("tokenizer")?, self)?;
         let total = train.len() + heldout.len();
         let (train_rows, train_counts) = encoder.encode(&train, 0, total, "row", ctx)?;
@@ -155,8 +186,15 @@ impl Job for Settings {
 }
 
 impl Settings {
+    /// The date that stands for today.
+    fn date(&self) -> Result<Option<jiff::civil::Date>, String> {
+        let parse =
+            |text: &String| text.parse().map_err(|_| format!("`{text}` is not of the form `2024-07-26`"));
+        self.date.as_ref().map(parse).transpose()
+    }
+
     /// Training and held-out rows.
-    fn split(&self, set: Dataset, ctx: &Context<'_>) -> Result<(Vec<Row>, Vec<Row>), StageError> {
+    fn split(&self, set: Dataset, ctx: &Context<'_>) -> Result<(Vec<Example>, Vec<Example>), StageError> {
         if let Some(heldout) = set.heldout {
             if self.heldout > 0 {
                 ctx.note(format!(
@@ -225,6 +263,8 @@ impl Settings {
     }
 }
 
-fn write_rows(path: &Path, rows: &[Row]) -> Result<(), StageError> {
-    fs::write(path, serde_json::to_string_pretty(rows)? + "\n").map_err(at(path))
+/// As questions and answers, which is what answers are compared with later.
+fn write_rows(path: &Path, rows: &[Example]) -> Result<(), StageError> {
+    let rows: Vec<Row> = rows.iter().map(Example::question).collect();
+    fs::write(path, serde_json::to_string_pretty(&rows)? + "\n").map_err(at(path))
 }

@@ -93,23 +93,34 @@ pub fn parse_rows(text: &str, path: &Path) -> Result<Vec<Row>> {
 }
 
 fn row(value: Value, place: &str, path: &Path) -> Result<Row> {
-    let Value::Object(mut map) = value else {
+    let Value::Object(map) = value else {
         return Err(Error::new(path, format!("{place} is {} and should be an object", brief(&value))));
     };
+    row_of(map).map_err(|why| {
+        let error = Error::new(path, sentence(place, &why));
+        if why.starts_with("has no") {
+            error.hint("every row needs `instruction` and `output`; `input` may be left out")
+        } else {
+            error
+        }
+    })
+}
+
+/// Joins a row's place and what is wrong with it.
+pub(crate) fn sentence(place: &str, why: &str) -> String {
+    let colon = if why.starts_with('`') { ":" } else { "" };
+    format!("{place}{colon} {why}")
+}
+
+/// Reads a row; what is wrong with it is the end of a sentence that begins with its place.
+pub(crate) fn row_of(mut map: serde_json::Map<String, Value>) -> std::result::Result<Row, String> {
     let mut take = |key: &str| match map.remove(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => {
-            Err(Error::new(path, format!("{place}: `{key}` is {} and should be a text", brief(&other))))
-        }
+        Some(other) => Err(format!("`{key}` is {} and should be a text", brief(&other))),
     };
     let (instruction, input, output) = (take("instruction")?, take("input")?, take("output")?);
-    let need = |key: &str, value: Option<String>| {
-        value.ok_or_else(|| {
-            Error::new(path, format!("{place} has no `{key}`"))
-                .hint("every row needs `instruction` and `output`; `input` may be left out")
-        })
-    };
+    let need = |key: &str, value: Option<String>| value.ok_or_else(|| format!("has no `{key}`"));
     Ok(Row {
         instruction: need("instruction", instruction)?,
         input: input.unwrap_or_default(),

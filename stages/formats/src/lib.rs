@@ -7,7 +7,8 @@
 //!
 //! * [`config`]: `config.json` of the Llama family. [`weights`]: safetensors, shards, index.
 //! * [`nf4`]: the codes of bitsandbytes and their serialized layout. [`adapter`]: a PEFT folder.
-//! * [`alpaca`]: rows and prompt templates. [`split`]: the held-out rows of `datasets`.
+//! * [`alpaca`]: rows and prompt templates. [`example`], [`rows`]: rows of any form, from JSON, JSON lines and
+//!   Parquet. [`template`]: how they become text. [`split`]: the held-out rows of `datasets`.
 //! * [`tokens`], [`run`]: what `tokenize` and `train` write for the stages after them.
 //!
 //! It does not know tensors of a backend, stages or the runner.
@@ -18,10 +19,13 @@ pub mod alpaca;
 pub mod config;
 mod dtype;
 mod error;
+pub mod example;
 mod json;
 pub mod nf4;
+pub mod rows;
 pub mod run;
 pub mod split;
+pub mod template;
 pub mod tokens;
 pub mod weights;
 

@@ -21,6 +21,25 @@ pub struct TokenRow {
     pub ids: Vec<u32>,
     /// How many of them are the prompt, at most all.
     pub prompt_len: usize,
+    /// Of a chat: where, after the prompt, a turn begins that is not learnt, where the next one begins that
+    /// is, and so on; ascending. Empty where all that follows the prompt is learnt.
+    pub turns: Vec<usize>,
+}
+
+impl TokenRow {
+    /// A row whose tokens are learnt where `learnt` is true.
+    #[must_use]
+    pub fn of_turns(ids: Vec<u32>, learnt: &[bool]) -> Self {
+        let prompt_len = learnt.iter().position(|&learnt| learnt).unwrap_or(ids.len());
+        let changes = (prompt_len + 1..ids.len()).filter(|&at| learnt[at] != learnt[at - 1]);
+        Self { prompt_len, turns: changes.collect(), ids }
+    }
+
+    /// Whether the token `at` counts in the loss where prompts do not.
+    #[must_use]
+    pub fn counts(&self, at: usize) -> bool {
+        at >= self.prompt_len && self.turns.partition_point(|&turn| turn <= at) % 2 == 0
+    }
 }
 
 /// The rows of one split.
@@ -51,20 +70,23 @@ impl TokenSet {
         if lengths.len() != prompts.len() || mask.len() != 1 {
             return Err(wrong("`lengths`, `prompt_lengths` and `mask_prompt` do not fit each other"));
         }
+        let mut turns = Turns::read(&weights, lengths.len())?;
         let mut rows = Vec::with_capacity(lengths.len());
         let mut rest = ids.as_slice();
-        for (&length, &prompt) in lengths.iter().zip(&prompts) {
+        for (number, (&length, &prompt)) in lengths.iter().zip(&prompts).enumerate() {
             let row = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length));
             let Some((row, tail)) = row else { return Err(wrong("`lengths` do not fit `ids`")) };
             let ids = row.iter().map(|&id| u32::try_from(id)).collect::<std::result::Result<Vec<_>, _>>();
             let ids = ids.map_err(|_| wrong("`ids` holds what is no token id"))?;
             let prompt_len = usize::try_from(prompt).ok().filter(|&prompt| prompt <= ids.len());
             let prompt_len = prompt_len.ok_or_else(|| wrong("`prompt_lengths` do not fit `lengths`"))?;
-            rows.push(TokenRow { ids, prompt_len });
+            let turns = turns.next(number, prompt_len, ids.len());
+            let turns = turns.ok_or_else(|| wrong("`turns` do not fit `lengths`"))?;
+            rows.push(TokenRow { ids, prompt_len, turns });
             rest = tail;
         }
-        if !rest.is_empty() {
-            return Err(wrong("`lengths` do not fit `ids`"));
+        if !rest.is_empty() || !turns.is_used_up() {
+            return Err(wrong("`lengths` do not fit `ids`, or `turns` not `turn_counts`"));
         }
         Ok(Self { rows, mask_prompt: mask[0] != 0 })
     }
@@ -87,26 +109,67 @@ impl TokenSet {
             shape: vec![ids.len() / 4],
             data: ids.into(),
         };
-        let tensors = vec![
+        let mut tensors = vec![
             ids,
             Tensor::i64("lengths", [lengths.len()], &lengths),
             Tensor::i64("prompt_lengths", [prompts.len()], &prompts),
             Tensor::u8("mask_prompt", [1], vec![self.mask_prompt.into()]),
         ];
+        // Only chats have turns, and only they are written down.
+        if self.rows.iter().any(|row| !row.turns.is_empty()) {
+            let counts: Vec<i64> = self.rows.iter().map(|row| row.turns.len() as i64).collect();
+            let turns: Vec<i64> = self.rows.iter().flat_map(|row| &row.turns).map(|&at| at as i64).collect();
+            tensors.push(Tensor::i64("turn_counts", [counts.len()], &counts));
+            tensors.push(Tensor::i64("turns", [turns.len()], &turns));
+        }
         save(path, tensors, &[])
     }
 
     /// A row's labels, one a token, not shifted: the token itself, or [`IGNORED`].
     #[must_use]
     pub fn labels(&self, row: &TokenRow) -> Vec<i64> {
-        let masked = if self.mask_prompt { row.prompt_len } else { 0 };
-        (0..).zip(&row.ids).map(|(at, &id)| if at < masked { IGNORED } else { id.into() }).collect()
+        let label = |(at, &id): (usize, &u32)| {
+            if self.mask_prompt && !row.counts(at) { IGNORED } else { id.into() }
+        };
+        row.ids.iter().enumerate().map(label).collect()
     }
 
     /// All tokens.
     #[must_use]
     pub fn tokens(&self) -> u64 {
         self.rows.iter().map(|row| row.ids.len() as u64).sum()
+    }
+}
+
+/// The turns of all rows, where the file has them.
+struct Turns {
+    counts: Vec<i64>,
+    rest: std::vec::IntoIter<i64>,
+}
+
+impl Turns {
+    fn read(weights: &Weights, rows: usize) -> Result<Self> {
+        if !weights.contains("turn_counts") {
+            return Ok(Self { counts: vec![0; rows], rest: Vec::new().into_iter() });
+        }
+        Ok(Self { counts: weights.ints("turn_counts")?, rest: weights.ints("turns")?.into_iter() })
+    }
+
+    /// Those of the row `number`: ascending, behind its prompt and before its end.
+    fn next(&mut self, number: usize, prompt_len: usize, length: usize) -> Option<Vec<usize>> {
+        let count = usize::try_from(*self.counts.get(number)?).ok()?;
+        let mut last = prompt_len;
+        let mut turns = Vec::new();
+        for _ in 0..count {
+            let at = usize::try_from(self.rest.next()?).ok().filter(|&at| at > last && at < length)?;
+            last = at;
+            turns.push(at);
+        }
+        Some(turns)
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.rest.len() == 0
     }
 }
 
@@ -154,5 +217,41 @@ impl TokenMeta {
     pub fn write(&self, dir: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).expect("plain values serialize") + "\n";
         write_durably(&dir.join(Self::FILE), text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_survive_a_round_trip_and_say_what_counts() {
+        let learnt = [false, false, true, true, false, true, false];
+        let chat = TokenRow::of_turns(vec![10, 11, 12, 13, 14, 15, 16], &learnt);
+        assert_eq!((chat.prompt_len, &chat.turns), (2, &vec![4, 5, 6]));
+        let plain = TokenRow { ids: vec![1, 2], prompt_len: 1, turns: Vec::new() };
+        let set = TokenSet { rows: vec![plain, chat], mask_prompt: true };
+        let file = tempfile::tempdir().unwrap();
+        let path = file.path().join("rows.safetensors");
+        set.write(&path).unwrap();
+        let read = TokenSet::read(&path).unwrap();
+        assert_eq!(read, set);
+        assert_eq!(read.labels(&read.rows[0]), [IGNORED, 2]);
+        assert_eq!(read.labels(&read.rows[1]), [IGNORED, IGNORED, 12, 13, IGNORED, 15, IGNORED]);
+        let whole = TokenSet { mask_prompt: false, ..read };
+        assert_eq!(whole.labels(&whole.rows[1]), [10, 11, 12, 13, 14, 15, 16]);
+        let none = TokenRow::of_turns(vec![1, 2], &[false, false]);
+        assert_eq!((none.prompt_len, none.counts(1)), (2, false));
+    }
+
+    #[test]
+    fn turns_that_do_not_fit_are_refused() {
+        let row = |turns: Vec<usize>| TokenRow { ids: vec![1, 2, 3, 4], prompt_len: 1, turns };
+        let file = tempfile::tempdir().unwrap();
+        let path = file.path().join("rows.safetensors");
+        for turns in [vec![1], vec![3, 3], vec![4]] {
+            TokenSet { rows: vec![row(turns)], mask_prompt: true }.write(&path).unwrap();
+            assert!(TokenSet::read(&path).unwrap_err().message.contains("`turns`"));
+        }
     }
 }

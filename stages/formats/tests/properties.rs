@@ -98,7 +98,7 @@ proptest! {
 
     #[test]
     fn token_rows_survive_a_round_trip(rows in prop::collection::vec((prop::collection::vec(any::<u32>(), 0..20), 0.0f64..=1.0), 0..20), mask_prompt in any::<bool>()) {
-        let rows = rows.into_iter().map(|(ids, share)| TokenRow { prompt_len: (ids.len() as f64 * share) as usize, ids });
+        let rows = rows.into_iter().map(|(ids, share)| TokenRow { prompt_len: (ids.len() as f64 * share) as usize, ids, turns: Vec::new() });
         let set = TokenSet { rows: rows.collect(), mask_prompt };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("train.safetensors");

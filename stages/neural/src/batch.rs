@@ -86,6 +86,15 @@ impl Batch {
         batch
     }
 
+    /// Leaves out the labels that `keep` does not take; it gets the row and the token's place in it.
+    #[expect(clippy::cast_sign_loss, reason = "positions are never negative")]
+    fn keep_labels(&mut self, keep: impl Fn(usize, usize) -> bool) {
+        let length = self.length.max(1);
+        let labels = self.positions.iter().copied().zip(self.targets.iter().copied());
+        let kept = labels.filter(|&(at, _)| keep(at as usize / length, at as usize % length + 1));
+        (self.positions, self.targets) = kept.unzip();
+    }
+
     /// A rectangle as transformers takes it: `labels` as long as `ids`, negative where there is none.
     #[must_use]
     #[expect(
@@ -127,7 +136,11 @@ pub fn of_rows(set: &TokenSet, rows: &[usize], multiple: usize) -> Batch {
         let row = &set.rows[index];
         (row.ids.as_slice(), if set.mask_prompt { row.prompt_len } else { 0 })
     };
-    Batch::ragged(rows.iter().map(row), multiple)
+    let mut batch = Batch::ragged(rows.iter().map(row), multiple);
+    if set.mask_prompt && rows.iter().any(|&index| !set.rows[index].turns.is_empty()) {
+        batch.keep_labels(|row, token| set.rows[rows[row]].counts(token));
+    }
+    batch
 }
 
 /// How rows are dealt out to steps, devices and micro-batches.
@@ -225,8 +238,10 @@ mod tests {
     use super::*;
 
     fn set(lengths: &[usize]) -> TokenSet {
-        let rows =
-            lengths.iter().map(|&n| TokenRow { ids: (0..n as u32).collect(), prompt_len: n / 2 }).collect();
+        let rows = lengths
+            .iter()
+            .map(|&n| TokenRow { ids: (0..n as u32).collect(), prompt_len: n / 2, turns: Vec::new() })
+            .collect();
         TokenSet { rows, mask_prompt: true }
     }
 
@@ -254,6 +269,19 @@ mod tests {
         set.mask_prompt = false;
         assert_eq!(of_rows(&set, &[0], 8).targets, [1, 2]);
         assert_eq!(of_rows(&set, &[0], 8).length, 8);
+    }
+
+    #[test]
+    fn of_a_chat_only_the_answers_are_labels() {
+        let learnt = [false, false, true, true, false, true];
+        let chat = TokenRow::of_turns((10..16).collect(), &learnt);
+        let plain = TokenRow { ids: vec![20, 21, 22], prompt_len: 1, turns: Vec::new() };
+        let mut set = TokenSet { rows: vec![plain, chat], mask_prompt: true };
+        let batch = of_rows(&set, &[1, 0], 4);
+        assert_eq!((batch.length, batch.targets.as_slice()), (8, [12, 13, 15, 21, 22].as_slice()));
+        assert_eq!(batch.positions, [1, 2, 4, 8, 9]);
+        set.mask_prompt = false;
+        assert_eq!(of_rows(&set, &[1], 1).targets, [11, 12, 13, 14, 15]);
     }
 
     #[test]

@@ -204,6 +204,7 @@ fn exam(dir: &Path, model: &Path, answers: &[Vec<u32>], prompts: &[Vec<u32>]) ->
     let rows = prompts.iter().zip(answers).map(|(prompt, answer)| TokenRow {
         ids: prompt.iter().chain(answer).copied().collect(),
         prompt_len: prompt.len(),
+        turns: Vec::new(),
     });
     let set = TokenSet { rows: rows.collect(), mask_prompt: true };
     set.write(&data.join(TokenSet::HELDOUT)).unwrap();

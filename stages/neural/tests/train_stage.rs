@@ -98,7 +98,9 @@ fn sixteen_bit_compute_trains_magnitudes_and_comes_close_to_f32() {
 fn an_overflow_in_float16_leaves_the_step_out_and_halves_the_scale() {
     // one predicted token: the gradient of its logit is near -1, and -65536 is beyond float16
     let rows = TokenSet {
-        rows: (0..8).map(|k| TokenRow { ids: vec![3 + k, 4 + k, 5 + k], prompt_len: 2 }).collect(),
+        rows: (0..8)
+            .map(|k| TokenRow { ids: vec![3 + k, 4 + k, 5 + k], prompt_len: 2, turns: vec![] })
+            .collect(),
         mask_prompt: true,
     };
     let bench = Bench::with(&rows, &rows);
@@ -303,8 +305,10 @@ fn bad_data_is_refused_with_the_way_out() {
         let bench = Bench::with(train, &rows(2, 1));
         bench.attempt("run", &lora(), &AtomicBool::new(false), &Told::default()).unwrap_err()
     };
-    let set =
-        |ids: Vec<u32>, prompt_len| TokenSet { rows: vec![TokenRow { ids, prompt_len }], mask_prompt: true };
+    let set = |ids: Vec<u32>, prompt_len| TokenSet {
+        rows: vec![TokenRow { ids, prompt_len, turns: vec![] }],
+        mask_prompt: true,
+    };
     assert!(refused(&set(vec![1, 2, 40], 1)).message.contains("token 40"));
     assert!(refused(&set(vec![1, 2, 3], 3)).message.contains("no row"));
     assert!(refused(&set(vec![1; 65], 1)).message.contains("65 tokens"));

@@ -1,23 +1,35 @@
-//! Transfers over http(s) that survive interruptions.
+//! Requests over http(s) that survive interruptions.
 //!
-//! The bytes go to `<work>/<name>.part`; beside it `<name>.tag` keeps the server's ETag (or date), so
-//! that a resumed transfer (`Range`, `If-Range`) never joins halves of two versions. Only a complete
-//! and checked file moves to the output folder.
+//! What has arrived is kept ([`super::transfer`]), pauses between attempts grow, and `Retry-After` is
+//! heeded. Redirections are followed; a token goes to the host that was asked and to no other. Messages
+//! name the address that was asked, never one that it led to: those carry signatures.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use contract::{Context, StageError, at};
-use sha2::{Digest, Sha256};
+use contract::StageError;
+use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
-use super::check_sha256;
+use super::meter::Meter;
+use super::transfer::{Transfer, Wanted};
 
-const CHUNK: usize = 1 << 18;
+/// The longest pause that a server may ask for; the hub counts requests in windows of five minutes.
+const LONGEST_PAUSE: Duration = Duration::from_secs(330);
+
+/// Longest answer that is read as text.
+const TEXT_LIMIT: u64 = 256 << 20;
+
+/// What lets one in. It can be sent and not be printed.
+pub struct Token(String);
+
+impl Token {
+    /// A token, less white space around it; `None` if there is nothing else.
+    pub fn new(text: &str) -> Option<Self> {
+        let text = text.trim();
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+}
 
 /// Fetches files and tries again when a transfer breaks.
 pub struct Client {
@@ -28,95 +40,189 @@ pub struct Client {
     pause: Duration,
 }
 
+/// Why there is no answer.
+pub enum Failure {
+    /// The server said no.
+    Refused(Refusal),
+    /// Anything else.
+    Other(StageError),
+}
+
+/// How a server said no.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Its status.
+    pub status: StatusCode,
+    /// The hub's own word for it, if it gave one: `GatedRepo`, `RevisionNotFound`.
+    pub code: String,
+}
+
 /// How one attempt ended, if not well.
 enum Broken {
-    /// Worth another attempt.
-    Retry(StageError),
+    /// Worth another attempt, after this pause at least.
+    Retry(StageError, Option<Duration>),
     /// Not worth one.
-    Fatal(StageError),
+    Fatal(Failure),
 }
 
 impl From<StageError> for Broken {
     fn from(error: StageError) -> Self {
-        Self::Fatal(error)
+        Self::Fatal(Failure::Other(error))
     }
 }
 
-/// The files of one transfer.
-struct Transfer<'a> {
-    url: &'a str,
-    part: PathBuf,
-    tag: PathBuf,
-    sha256: Sha256,
-    done: u64,
+impl From<StageError> for Failure {
+    fn from(error: StageError) -> Self {
+        Self::Other(error)
+    }
 }
 
 impl Client {
-    /// Five attempts, with pauses of 1, 2, 4 and 8 seconds.
+    /// Five attempts, with pauses of 1, 2, 4 and 8 seconds. A link that is silent for a minute is cut.
     pub fn new() -> Self {
-        Self::with(5, Duration::from_secs(1))
+        Self::with(5, Duration::from_secs(1), Duration::from_secs(60))
     }
 
-    fn with(attempts: u32, pause: Duration) -> Self {
+    /// `attempts` in a row that bring nothing, `pause` between the first two, `silence` on the line.
+    pub fn with(attempts: u32, pause: Duration, silence: Duration) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("pipe/", env!("CARGO_PKG_VERSION")))
             // A compressed stream has no byte ranges.
             .accept_encoding("identity")
-            .timeout_connect(Some(Duration::from_secs(30)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
-            .timeout_per_read(Some(Duration::from_secs(60)))
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .timeout_connect(Some(silence.min(Duration::from_secs(30))))
+            .timeout_recv_response(Some(silence))
+            .timeout_per_read(Some(silence))
             .build();
         Self { agent: config.into(), attempts, pause }
     }
 
-    /// Fetches `url` to `<out>/<name>`.
+    /// Fetches a file into the folder `work`. Gives the complete and checked file there.
     pub fn fetch(
         &self,
-        url: &str,
-        name: &str,
-        sha256: Option<&str>,
-        ctx: &Context<'_>,
-    ) -> Result<(), StageError> {
-        let mut transfer = Transfer::open(url, name, ctx)?;
-        if transfer.done > 0 {
-            ctx.note(format!("going on with `{name}` after {} bytes", transfer.done));
+        wanted: &Wanted,
+        token: Option<&Token>,
+        work: &std::path::Path,
+        meter: &Meter<'_>,
+    ) -> Result<std::path::PathBuf, Failure> {
+        let mut transfer = Transfer::open(wanted, work, meter)?;
+        if transfer.done > 0 && !transfer.is_complete() {
+            meter.note(format!("going on with `{}` after {} bytes", wanted.name, transfer.done));
         }
-        let mut attempt = 1;
+        let mut again = wanted.fixed;
         loop {
-            let before = transfer.done;
-            match self.attempt(&mut transfer, ctx) {
-                Ok(()) => break,
-                Err(Broken::Fatal(error)) => return Err(error),
-                Err(Broken::Retry(error)) => {
-                    attempt = if transfer.done > before { 1 } else { attempt + 1 };
-                    if attempt > self.attempts {
-                        return Err(error.hint(
-                            "run again: what has arrived is kept, and the transfer goes on from there",
-                        ));
-                    }
-                    let pause = self.pause * 2_u32.pow(attempt.saturating_sub(2));
-                    ctx.warn(format!("{error}; trying again"));
-                    wait(pause, ctx)?;
+            if !transfer.is_complete() {
+                let attempt = |transfer: &mut Transfer<'_>| self.attempt(transfer, token, meter);
+                self.persist(&mut transfer, |transfer| transfer.done, attempt, meter)?;
+            }
+            match transfer.check() {
+                Ok(()) => return Ok(transfer.finish()?),
+                // A part of an earlier run, or the line, may be to blame; but not twice.
+                Err(error) if again => meter.warn(format!("{error}; fetching it once more")),
+                Err(error) => {
+                    return Err(error.hint(if wanted.fixed {
+                        "the hub, a mirror or a proxy serves other bytes than were announced (or `sha256` is not this file's); try again later"
+                    } else {
+                        "check the address; if the new content is wanted, put the new sha256 into the pipeline file"
+                    })
+                    .into());
                 }
             }
+            again = false;
         }
-        transfer.finish(&ctx.out().join(name), sha256)
     }
 
-    fn attempt(&self, transfer: &mut Transfer<'_>, ctx: &Context<'_>) -> Result<(), Broken> {
-        let mut request = self.agent.get(transfer.url);
-        if transfer.done > 0 {
-            request = request.header("Range", format!("bytes={}-", transfer.done));
-            if let Some(tag) = fs::read_to_string(&transfer.tag).ok().filter(|tag| !tag.is_empty()) {
-                request = request.header("If-Range", tag);
+    /// The text that `url` answers with.
+    pub fn text(&self, url: &str, token: Option<&Token>, meter: &Meter<'_>) -> Result<String, Failure> {
+        let mut answer = String::new();
+        let attempt = |answer: &mut String| {
+            let response = self.get(url, token, &[])?;
+            if response.status() != StatusCode::OK {
+                return Err(refused(url, &response));
             }
+            *answer = response
+                .into_body()
+                .into_with_config()
+                .limit(TEXT_LIMIT)
+                .read_to_string()
+                .map_err(|error| Broken::Retry(StageError::new(format!("`{url}`: {error}")), None))?;
+            Ok(())
+        };
+        self.persist(&mut answer, |_| 0, attempt, meter)?;
+        Ok(answer)
+    }
+
+    /// What the first server says about `url`, without following where it leads.
+    pub fn head(&self, url: &str, token: Option<&Token>, meter: &Meter<'_>) -> Result<Head, Failure> {
+        let mut head = Head::default();
+        let attempt = |head: &mut Head| {
+            let mut request = self.agent.head(url).config().max_redirects(0).build();
+            if let Some(Token(token)) = token {
+                request = request.header("Authorization", format!("Bearer {token}"));
+            }
+            let response = request.call().map_err(|error| unreachable_host(url, &error))?;
+            if !response.status().is_success() && !response.status().is_redirection() {
+                return Err(refused(url, &response));
+            }
+            let header = |name| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+            head.tag = header("x-linked-etag").or_else(|| header("etag"));
+            let length = header("x-linked-size")
+                .or_else(|| header("content-length").filter(|_| response.status().is_success()));
+            head.size = length.and_then(|length| length.parse().ok());
+            Ok(())
+        };
+        self.persist(&mut head, |_| 0, attempt, meter)?;
+        Ok(head)
+    }
+
+    /// Tries again and again, as long as `done` grows or attempts are left.
+    fn persist<T>(
+        &self,
+        state: &mut T,
+        done: impl Fn(&T) -> u64,
+        mut attempt: impl FnMut(&mut T) -> Result<(), Broken>,
+        meter: &Meter<'_>,
+    ) -> Result<(), Failure> {
+        let mut number = 1;
+        loop {
+            let before = done(state);
+            let (error, asked) = match attempt(state) {
+                Ok(()) => return Ok(()),
+                Err(Broken::Fatal(failure)) => return Err(failure),
+                Err(Broken::Retry(error, asked)) => (error, asked),
+            };
+            number = if done(state) > before { 1 } else { number + 1 };
+            if number > self.attempts {
+                return Err(error
+                    .hint("run again: what has arrived is kept, and the transfer goes on from there")
+                    .into());
+            }
+            let own = self.pause * 2_u32.pow(number.saturating_sub(2).min(16));
+            let pause = own.max(asked.unwrap_or_default()).min(LONGEST_PAUSE.max(own));
+            meter.warn(format!("{error}; trying again in {:.0} s", pause.as_secs_f64().ceil()));
+            meter.wait(pause)?;
         }
-        let response = request.call().map_err(|error| unreachable_host(transfer.url, &error))?;
+    }
+
+    fn attempt(
+        &self,
+        transfer: &mut Transfer<'_>,
+        token: Option<&Token>,
+        meter: &Meter<'_>,
+    ) -> Result<(), Broken> {
+        let url = transfer.wanted.url.as_str();
+        let mut headers = Vec::new();
+        if transfer.done > 0 {
+            headers.push(("Range", format!("bytes={}-", transfer.done)));
+            headers
+                .extend(transfer.version().filter(|_| !transfer.wanted.fixed).map(|tag| ("If-Range", tag)));
+        }
+        let response = self.get(url, token, &headers)?;
         let total = match response.status() {
             StatusCode::PARTIAL_CONTENT => match content_range(&response) {
                 Some((start, total)) if start == transfer.done => total,
-                _ => return Err(transfer.restart("the server resumed at another byte than asked")?),
+                _ => return Err(restart(transfer, "the server resumed at another byte than asked")?),
             },
             StatusCode::OK => {
                 transfer.reset()?;
@@ -128,137 +234,107 @@ impl Client {
                 if content_range_total(&response) == Some(transfer.done) {
                     return Ok(());
                 }
-                return Err(transfer.restart("the file is shorter than what has arrived of it")?);
+                return Err(restart(transfer, "the file is shorter than what has arrived of it")?);
             }
-            status => return Err(refused(transfer.url, status)),
+            _ => return Err(refused(url, &response)),
         };
-        transfer.receive(response.into_body(), total, ctx)
-    }
-}
-
-impl<'a> Transfer<'a> {
-    /// Takes up what an earlier run left in the work folder.
-    fn open(url: &'a str, name: &str, ctx: &Context<'_>) -> Result<Self, StageError> {
-        let base = ctx.work().join(name.replace('/', "%2F"));
-        let (part, tag) = (base.with_added_extension("part"), base.with_added_extension("tag"));
-        let (mut sha256, mut done) = (Sha256::new(), 0);
-        if let Ok(mut file) = File::open(&part) {
-            let mut buffer = vec![0; CHUNK];
-            loop {
-                let count = file.read(&mut buffer).map_err(at(&part))?;
-                if count == 0 {
-                    break;
-                }
-                sha256.update(&buffer[..count]);
-                done += count as u64;
-            }
+        let total = transfer.wanted.size.or(total);
+        if let (None, Some(total)) = (transfer.wanted.size, total) {
+            meter.expect(total);
         }
-        Ok(Self { url, part, tag, sha256, done })
-    }
-
-    /// Forgets what has arrived.
-    fn reset(&mut self) -> Result<(), StageError> {
-        File::create(&self.part).map_err(at(&self.part))?;
-        self.sha256 = Sha256::new();
-        self.done = 0;
-        Ok(())
-    }
-
-    fn restart(&mut self, why: &str) -> Result<Broken, StageError> {
-        self.reset()?;
-        Ok(Broken::Retry(StageError::new(format!("`{}`: {why}", self.url))))
-    }
-
-    /// Keeps what identifies this version of the file.
-    fn remember(&self, response: &Response<Body>) -> Result<(), StageError> {
-        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        // A weak ETag does not vouch for bytes (RFC 9110, section 13.1.5).
-        let tag = header("etag").filter(|tag| !tag.starts_with("W/")).or_else(|| header("last-modified"));
-        fs::write(&self.tag, tag.unwrap_or_default()).map_err(at(&self.tag))
-    }
-
-    fn receive(&mut self, body: Body, total: Option<u64>, ctx: &Context<'_>) -> Result<(), Broken> {
-        let mut file =
-            OpenOptions::new().append(true).create(true).open(&self.part).map_err(at(&self.part))?;
-        let mut reader = body.into_with_config().limit(u64::MAX).reader();
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            if ctx.stopping() {
-                return Err(Broken::Fatal(StageError::cancelled()));
-            }
-            let count = reader.read(&mut buffer).map_err(|error| self.cut(&error.to_string()))?;
-            if count == 0 {
-                break;
-            }
-            file.write_all(&buffer[..count]).map_err(at(&self.part))?;
-            self.sha256.update(&buffer[..count]);
-            self.done += count as u64;
-            ctx.progress(self.done, total.unwrap_or(0), "bytes", &[]);
-        }
+        let mut reader = response.into_body().into_with_config().limit(u64::MAX).reader();
+        let cut = |why: String| {
+            Broken::Retry(StageError::new(format!("the transfer of `{url}` broke off: {why}")), None)
+        };
+        transfer.receive(&mut reader)?.map_err(|error| cut(error.to_string()))?;
         match total {
-            Some(total) if self.done != total => {
-                Err(self.cut(&format!("{} of {total} bytes arrived", self.done)))
+            Some(total) if transfer.done > total => {
+                Err(restart(transfer, &format!("more than {total} bytes arrived"))?)
+            }
+            Some(total) if transfer.done < total => {
+                Err(cut(format!("{} of {total} bytes arrived", transfer.done)))
             }
             _ => Ok(()),
         }
     }
 
-    fn cut(&self, why: &str) -> Broken {
-        Broken::Retry(StageError::new(format!("the transfer of `{}` broke off: {why}", self.url)))
-    }
-
-    /// Checks the file and moves it to `target`.
-    fn finish(self, target: &Path, sha256: Option<&str>) -> Result<(), StageError> {
-        let digest: [u8; 32] = self.sha256.finalize().into();
-        if let Err(error) = check_sha256(self.url, sha256, &digest) {
-            fs::remove_file(&self.part).map_err(at(&self.part))?;
-            return Err(error);
+    fn get(
+        &self,
+        url: &str,
+        token: Option<&Token>,
+        headers: &[(&str, String)],
+    ) -> Result<Response<Body>, Broken> {
+        let mut request = self.agent.get(url);
+        for (name, value) in headers {
+            request = request.header(*name, value);
         }
-        if let Some(folder) = target.parent() {
-            fs::create_dir_all(folder).map_err(at(folder))?;
+        if let Some(Token(token)) = token {
+            request = request.header("Authorization", format!("Bearer {token}"));
         }
-        if !self.part.exists() {
-            File::create(&self.part).map_err(at(&self.part))?;
-        }
-        if fs::rename(&self.part, target).is_err() {
-            // The two folders may lie on different file systems.
-            fs::copy(&self.part, target).map_err(at(target))?;
-            fs::remove_file(&self.part).map_err(at(&self.part))?;
-        }
-        Ok(())
+        request.call().map_err(|error| unreachable_host(url, &error))
     }
 }
 
-/// Sleeps, but wakes up when asked to stop.
-fn wait(pause: Duration, ctx: &Context<'_>) -> Result<(), StageError> {
-    let end = Instant::now() + pause;
-    while Instant::now() < end {
-        if ctx.stopping() {
-            return Err(StageError::cancelled());
-        }
-        sleep(Duration::from_millis(20).min(end - Instant::now().min(end)));
-    }
-    Ok(())
+/// What a server says about a file.
+#[derive(Default)]
+pub struct Head {
+    /// Its entity tag.
+    pub tag: Option<String>,
+    /// Its length.
+    pub size: Option<u64>,
+}
+
+fn restart(transfer: &mut Transfer<'_>, why: &str) -> Result<Broken, StageError> {
+    transfer.reset()?;
+    Ok(Broken::Retry(StageError::new(format!("`{}`: {why}", transfer.wanted.url)), None))
 }
 
 fn unreachable_host(url: &str, error: &ureq::Error) -> Broken {
     let failure = StageError::new(format!("cannot fetch `{url}`: {error}"));
     match error {
-        ureq::Error::BadUri(_) | ureq::Error::Http(_) => Broken::Fatal(failure),
-        _ => Broken::Retry(failure),
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) => failure.into(),
+        _ => Broken::Retry(failure, None),
     }
 }
 
-fn refused(url: &str, status: StatusCode) -> Broken {
-    let failure = StageError::new(format!("the server answered `{url}` with {status}"));
+fn refused(url: &str, response: &Response<Body>) -> Broken {
+    let status = response.status();
+    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     match status.as_u16() {
-        408 | 425 | 429 | 500..=599 => Broken::Retry(failure),
-        401 | 403 => Broken::Fatal(
-            failure.hint("the address needs a login; download the file by hand and name its path"),
-        ),
-        404 | 410 => Broken::Fatal(failure.hint("check the address")),
-        _ => Broken::Fatal(failure),
+        408 | 425 | 429 | 500..=599 => {
+            let error = StageError::new(format!("the server answered `{url}` with {status}"));
+            let after = header("retry-after").and_then(|text| text.trim().parse().ok());
+            let after = after.or_else(|| window(header("ratelimit").filter(|_| status == 429)?));
+            Broken::Retry(error, after.map(Duration::from_secs))
+        }
+        _ => {
+            let code = header("x-error-code").unwrap_or_default().to_owned();
+            Broken::Fatal(Failure::Refused(Refusal { status, code }))
+        }
     }
+}
+
+impl Failure {
+    /// The failure in words that fit any server.
+    pub fn plainly(self, url: &str) -> StageError {
+        let Refusal { status, .. } = match self {
+            Self::Other(error) => return error,
+            Self::Refused(refusal) => refusal,
+        };
+        let failure = StageError::new(format!("the server answered `{url}` with {status}"));
+        match status.as_u16() {
+            401 | 403 => {
+                failure.hint("the address needs a login; download the file by hand and name its path")
+            }
+            404 | 410 => failure.hint("check the address"),
+            _ => failure,
+        }
+    }
+}
+
+/// Seconds until a server counts anew: `"api";r=0;t=55` (draft-ietf-httpapi-ratelimit-headers).
+fn window(header: &str) -> Option<u64> {
+    header.split(';').find_map(|part| part.trim().strip_prefix("t=")?.parse().ok())
 }
 
 fn length(response: &Response<Body>) -> Option<u64> {
@@ -279,11 +355,12 @@ fn content_range_total(response: &Response<Body>) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
+    use std::fs;
+    use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use std::sync::mpsc::{Receiver, channel};
 
-    use contract::{Event, Inputs, Reporter};
+    use contract::{Context, Event, Inputs, Reporter};
     use serde_json::json;
 
     use super::*;
@@ -330,7 +407,8 @@ mod tests {
     fn fetch(bench: &Bench, attempts: u32, url: &str, sha256: Option<&str>) -> Result<(), StageError> {
         let (out, work) = (bench.path("out"), bench.path("work"));
         let ctx = Context::new(Inputs::default(), out, work, vec![], &Silent, &bench.stop);
-        Client::with(attempts, Duration::from_millis(1)).fetch(url, "rows.json", sha256, &ctx)
+        let client = Client::with(attempts, Duration::from_millis(1), Duration::from_secs(5));
+        super::super::fetch_address(&client, url, "rows.json", sha256, &ctx)
     }
 
     #[test]
@@ -401,6 +479,17 @@ mod tests {
         let error = fetch(&bench, 5, &url, None).unwrap_err();
         assert!(error.message.contains("404"), "{error}");
         assert_eq!(requests.iter().count(), 1);
+    }
+
+    #[test]
+    fn the_hubs_own_header_says_how_long_to_wait() {
+        assert_eq!(window("\"api\";r=0;t=55"), Some(55));
+        assert_eq!(window("\"api\";r=0"), None);
+        let busy = "HTTP/1.1 429 No\r\nRateLimit: \"resolvers\";r=0;t=1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let (url, _requests) = server(vec![busy.into(), ok(2, "ok")]);
+        let start = std::time::Instant::now();
+        fetch(&Bench::new(), 2, &url, None).unwrap();
+        assert!(start.elapsed() >= Duration::from_secs(1));
     }
 
     #[test]

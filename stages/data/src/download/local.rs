@@ -6,16 +6,16 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use contract::{Context, StageError, at};
-use sha2::{Digest, Sha256};
 
-use super::check_sha256;
+use super::checksum::{Checksum, Hashing};
+use super::patterns::Patterns;
 
 const CHUNK: usize = 1 << 20;
 
-/// Copies `source` (of a folder only `files`, or all) into `ctx.out()`.
+/// Copies `source` (of a folder only what `patterns` take) into `ctx.out()`.
 pub fn copy(
     source: &Path,
-    files: &[String],
+    patterns: &Patterns,
     sha256: Option<&str>,
     ctx: &Context<'_>,
 ) -> Result<(), StageError> {
@@ -25,9 +25,9 @@ pub fn copy(
     let kind = fs::metadata(source).map_err(missing)?;
     let mut pairs = Vec::new();
     if !kind.is_dir() {
-        if !files.is_empty() {
+        if !patterns.take_all() {
             return Err(StageError::new(format!(
-                "`{}` is a file, so `files` has nothing to choose from",
+                "`{}` is a file, so `files` and `exclude` have nothing to choose from",
                 source.display()
             )));
         }
@@ -37,13 +37,19 @@ pub fn copy(
         let message = format!("`{}` is a folder and `sha256` belongs to one file", source.display());
         return Err(StageError::new(message)
             .hint("leave `sha256` out: a local folder's content is part of the key anyway"));
-    } else if files.is_empty() {
-        walk(source, Path::new(""), &mut Vec::new(), &mut pairs)?;
-        if pairs.is_empty() {
-            return Err(StageError::new(format!("folder `{}` is empty", source.display())));
-        }
     } else {
-        pairs.extend(files.iter().map(|name| (source.join(name), PathBuf::from(name))));
+        walk(source, Path::new(""), &mut Vec::new(), &mut pairs)?;
+        let names: Vec<String> = pairs.iter().map(|(_, name)| name.to_string_lossy().into()).collect();
+        for pattern in &patterns.include {
+            if !names.iter().any(|name| pattern.fits(name)) {
+                let message = format!("folder `{}` has no `{}`", source.display(), pattern.text);
+                return Err(StageError::new(message).hint("look at `files`"));
+            }
+        }
+        pairs.retain(|(_, name)| patterns.take(&name.to_string_lossy()));
+        if pairs.is_empty() {
+            return Err(StageError::new(format!("folder `{}` has no file that is wanted", source.display())));
+        }
     }
     let mut total = 0;
     for (from, _) in &pairs {
@@ -54,11 +60,12 @@ pub fn copy(
         total += file.len();
     }
     let mut done = 0;
+    let checks: Vec<Checksum> =
+        sha256.map(|digits| Checksum::Sha256(digits.to_owned())).into_iter().collect();
     for (from, name) in &pairs {
-        let digest = copy_file(from, &ctx.out().join(name), sha256.is_some(), &mut done, total, ctx)?;
-        if let Some(digest) = digest {
-            check_sha256(&from.display().to_string(), sha256, &digest)?;
-        }
+        let mut hashing = Hashing::new(&checks, None);
+        copy_file(from, &ctx.out().join(name), &mut hashing, &mut done, total, ctx)?;
+        hashing.check(&from.display().to_string())?;
     }
     Ok(())
 }
@@ -91,21 +98,20 @@ fn walk(
     Ok(())
 }
 
-/// Copies one file; its sha256, if wanted.
+/// Copies one file and hashes it.
 fn copy_file(
     from: &Path,
     to: &Path,
-    hash: bool,
+    hashing: &mut Hashing,
     done: &mut u64,
     total: u64,
     ctx: &Context<'_>,
-) -> Result<Option<[u8; 32]>, StageError> {
+) -> Result<(), StageError> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder).map_err(at(folder))?;
     }
     let mut source = File::open(from).map_err(at(from))?;
     let mut target = File::create(to).map_err(at(to))?;
-    let mut sha256 = Sha256::new();
     let mut buffer = vec![0; CHUNK];
     loop {
         if ctx.stopping() {
@@ -113,12 +119,10 @@ fn copy_file(
         }
         let count = source.read(&mut buffer).map_err(at(from))?;
         if count == 0 {
-            return Ok(hash.then(|| sha256.finalize().into()));
+            return Ok(());
         }
         target.write_all(&buffer[..count]).map_err(at(to))?;
-        if hash {
-            sha256.update(&buffer[..count]);
-        }
+        hashing.update(&buffer[..count]);
         *done += count as u64;
         ctx.progress(*done, total, "bytes", &[]);
     }

@@ -1,14 +1,20 @@
 //! Rows to token ids with a model folder's tokenizer, on all cores.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
-use contract::{Context, StageError};
-use formats::alpaca::{Row, Template};
+use contract::{Context, StageError, at};
+use formats::alpaca;
 use formats::config::LlamaConfig;
+use formats::example::Example;
+use formats::template::chat::{self, ChatTemplate, SpecialTokens};
+use formats::template::jinja::PromptTemplate;
+use formats::template::{Rendered, Template};
 use formats::tokens::TokenRow;
+use rayon::prelude::*;
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 use super::{AddBos, LongRows, Settings};
 
@@ -26,6 +32,8 @@ pub struct Encoder {
     vocab_size: usize,
     /// Ids that the tokenizer has beyond the model's.
     surplus: usize,
+    /// A special token of the template that the tokenizer takes to pieces.
+    split: Option<&'static str>,
     cutoff: usize,
     long_rows: LongRows,
     mask_prompt: bool,
@@ -38,9 +46,9 @@ pub struct Counts {
     pub rows: usize,
     /// Of them, longer than the cut-off.
     pub long: usize,
-    /// Of them, left out because nothing of the answer is left.
+    /// Of them, left out because nothing of an answer is left.
     pub answerless: usize,
-    /// Of them, with a token that reaches over the end of the prompt.
+    /// Of them, with a token that reaches over the end of a prompt or of a turn.
     pub unclean: usize,
 }
 
@@ -55,8 +63,6 @@ impl Encoder {
         // A file may carry its own cutting and padding; here `cutoff` alone decides.
         tokenizer.with_truncation(None).map_err(failure)?;
         tokenizer.with_padding(None);
-        let template = Template::by_name(&settings.template)
-            .ok_or_else(|| StageError::new(format!("unknown template `{}`", settings.template)))?;
         let config =
             if folder.join("config.json").exists() { Some(LlamaConfig::read(folder)?) } else { None };
         let eos = special(folder, "eos_token", &tokenizer)
@@ -65,6 +71,9 @@ impl Encoder {
                 StageError::new(format!("`{}` names no end-of-sequence token", folder.display()))
                     .hint("give `eos_token` in tokenizer_config.json or `eos_token_id` in config.json")
             })?;
+        let template = template(folder, &tokenizer, config.as_ref(), eos, settings)?;
+        let split = (settings.template == "chatml" && tokenizer.token_to_id("<|im_start|>").is_none())
+            .then_some("<|im_start|>");
         let prefix = prefix(folder, &tokenizer, config.as_ref(), eos, settings.add_bos)?;
         let (vocab_size, surplus) = fit(&tokenizer, config.as_ref(), folder)?;
         if let Some(id) = prefix.iter().chain([&eos]).find(|&&id| id as usize >= vocab_size) {
@@ -77,6 +86,7 @@ impl Encoder {
             eos,
             vocab_size,
             surplus,
+            split,
             cutoff: settings.cutoff,
             long_rows: settings.long_rows,
             mask_prompt: settings.mask_prompt,
@@ -111,12 +121,15 @@ impl Encoder {
                 self.surplus, self.vocab_size
             ));
         }
+        if let Some(token) = self.split {
+            ctx.warn(format!("the tokenizer does not know `{token}` as one token; a model that was not trained with it has to learn its pieces"));
+        }
     }
 
     /// Encodes `rows`; progress counts from `before` to `total`. `what` names a row in errors.
     pub fn encode(
         &self,
-        rows: &[Row],
+        rows: &[Example],
         before: usize,
         total: usize,
         what: &str,
@@ -128,16 +141,20 @@ impl Encoder {
             if ctx.stopping() {
                 return Err(StageError::cancelled());
             }
-            let prompts: Vec<String> = batch.iter().map(|row| self.template.prompt(row)).collect();
-            let texts: Vec<String> =
-                prompts.iter().zip(batch).map(|(prompt, row)| prompt.clone() + &row.output).collect();
-            let prompts = self.tokenizer.encode_batch_fast(prompts, false).map_err(failure)?;
-            let texts = self.tokenizer.encode_batch_fast(texts, false).map_err(failure)?;
-            for (prompt, text) in prompts.iter().zip(&texts) {
+            let place = |number: usize| format!("{what} {}", counts.rows + number + 1);
+            let render = |(number, example): (usize, &Example)| {
+                let failed = |why| StageError::new(format!("{} {why}", place(number)));
+                self.template.render(example).map_err(failed)
+            };
+            let texts: Vec<Rendered> = batch.par_iter().enumerate().map(render).collect::<Result<_, _>>()?;
+            let encodings = self.encodings(&texts)?;
+            for (text, (prompt, encoding)) in texts.iter().zip(&encodings) {
                 counts.rows += 1;
                 let number = counts.rows;
-                counts.unclean += usize::from(!text.get_ids().starts_with(prompt.get_ids()));
-                let row = self.row(prompt.get_ids().len(), text.get_ids(), &mut counts);
+                let row = match prompt {
+                    Some(prompt) => self.row(prompt.get_ids(), encoding.get_ids(), &mut counts),
+                    None => self.chat(text, encoding, &mut counts),
+                };
                 encoded.extend(row.map_err(|error| StageError {
                     message: format!("{what} {number}: {}", error.message),
                     ..error
@@ -148,35 +165,159 @@ impl Encoder {
         Ok((encoded, counts))
     }
 
-    /// One row; none if it is left out.
-    fn row(&self, prompt: usize, text: &[u32], counts: &mut Counts) -> Result<Option<TokenRow>, StageError> {
-        if let Some(id) = text.iter().find(|&&id| id as usize >= self.vocab_size) {
-            return Err(too_large(*id, &self.tokenizer, self.vocab_size));
-        }
-        let mut ids = [self.prefix.as_slice(), text].concat();
-        let full = ids.len() + 1;
-        if full > self.cutoff {
-            counts.long += 1;
-            match self.long_rows {
-                LongRows::Cut => ids.truncate(self.cutoff),
-                LongRows::Drop => return Ok(None),
-                LongRows::Error => {
-                    let message = format!("{full} tokens are more than `cutoff` = {}", self.cutoff);
-                    return Err(StageError::new(message)
-                        .hint("raise `cutoff`, or set `long_rows` to \"cut\" or \"drop\""));
-                }
+    /// Prompt (unless the text is complete as it is) and whole of each text.
+    fn encodings(&self, texts: &[Rendered]) -> Result<Vec<(Option<Encoding>, Encoding)>, StageError> {
+        let prompt =
+            |text: &Rendered| text.text[..text.learnt.first().map_or(0, |range| range.start)].to_owned();
+        let (chats, plain): (Vec<&Rendered>, Vec<&Rendered>) = texts.iter().partition(|text| text.complete);
+        let prompts = plain.iter().map(|text| prompt(text)).collect();
+        let prompts = self.tokenizer.encode_batch_fast::<String>(prompts, false).map_err(failure)?;
+        let plain = plain.iter().map(|text| text.text.clone()).collect();
+        let plain = self.tokenizer.encode_batch_fast::<String>(plain, false).map_err(failure)?;
+        // Where turns begin and end must be found again, so the places of tokens are kept.
+        let chats = chats.iter().map(|text| text.text.clone()).collect();
+        let chats = self.tokenizer.encode_batch::<String>(chats, false).map_err(failure)?;
+        let (mut plain, mut chats) = (prompts.into_iter().zip(plain), chats.into_iter());
+        let next = |text: &Rendered| {
+            if text.complete {
+                Some((None, chats.next()?))
+            } else {
+                plain.next().map(|(prompt, whole)| (Some(prompt), whole))
             }
+        };
+        Ok(texts.iter().map_while(next).collect())
+    }
+
+    /// A conversation: all its tokens, of which those of the assistant's turns are learnt.
+    fn chat(
+        &self,
+        text: &Rendered,
+        encoding: &Encoding,
+        counts: &mut Counts,
+    ) -> Result<Option<TokenRow>, StageError> {
+        let mut ids = encoding.get_ids().to_vec();
+        self.check(&ids)?;
+        let (learnt, clean) = learnt(encoding.get_offsets(), &text.learnt);
+        counts.unclean += usize::from(!clean);
+        if self.cut(&mut ids, 0, counts)? {
+            return Ok(None);
+        }
+        let row = TokenRow::of_turns(ids, &learnt);
+        Ok(self.answered(row, counts))
+    }
+
+    /// A prompt and its answer; none if it is left out.
+    fn row(&self, prompt: &[u32], text: &[u32], counts: &mut Counts) -> Result<Option<TokenRow>, StageError> {
+        self.check(text)?;
+        counts.unclean += usize::from(!text.starts_with(prompt));
+        let mut ids = [self.prefix.as_slice(), text].concat();
+        if self.cut(&mut ids, 1, counts)? {
+            return Ok(None);
         }
         if ids.len() < self.cutoff {
             ids.push(self.eos);
         }
-        let prompt_len = self.prefix.len() + prompt;
-        if self.mask_prompt && prompt_len >= ids.len() {
-            counts.answerless += 1;
-            return Ok(None);
-        }
-        Ok(Some(TokenRow { prompt_len: prompt_len.min(ids.len()), ids }))
+        let prompt_len = (self.prefix.len() + prompt.len()).min(ids.len());
+        Ok(self.answered(TokenRow { ids, prompt_len, turns: Vec::new() }, counts))
     }
+
+    fn check(&self, ids: &[u32]) -> Result<(), StageError> {
+        match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            Some(id) => Err(too_large(*id, &self.tokenizer, self.vocab_size)),
+            None => Ok(()),
+        }
+    }
+
+    /// Cuts a row that is too long with the `more` tokens to come; true if it is left out.
+    fn cut(&self, ids: &mut Vec<u32>, more: usize, counts: &mut Counts) -> Result<bool, StageError> {
+        let full = ids.len() + more;
+        if full <= self.cutoff {
+            return Ok(false);
+        }
+        counts.long += 1;
+        match self.long_rows {
+            LongRows::Cut => ids.truncate(self.cutoff),
+            LongRows::Drop => return Ok(true),
+            LongRows::Error => {
+                let message = format!("{full} tokens are more than `cutoff` = {}", self.cutoff);
+                return Err(StageError::new(message)
+                    .hint("raise `cutoff`, or set `long_rows` to \"cut\" or \"drop\""));
+            }
+        }
+        Ok(false)
+    }
+
+    /// The row, unless only answers count and it has none.
+    fn answered(&self, row: TokenRow, counts: &mut Counts) -> Option<TokenRow> {
+        if self.mask_prompt && row.prompt_len >= row.ids.len() {
+            counts.answerless += 1;
+            return None;
+        }
+        Some(row)
+    }
+}
+
+/// Which tokens, given by their places in the text, are of one of the turns; and whether none reaches over
+/// the beginning or end of one. As in Hugging Face's `return_assistant_tokens_mask`, a turn goes from the
+/// first token that holds its first letter to the first that holds its last; but of a letter that was taken to
+/// bytes, all bytes are of the turn.
+pub fn learnt(places: &[(usize, usize)], turns: &[Range<usize>]) -> (Vec<bool>, bool) {
+    let (mut learnt, mut clean) = (vec![false; places.len()], true);
+    for turn in turns.iter().filter(|turn| !turn.is_empty()) {
+        let first = places.iter().position(|&(start, end)| start <= turn.start && turn.start < end);
+        let last = places.iter().position(|&(start, end)| start < turn.end && turn.end <= end);
+        let (Some(first), Some(mut last)) = (first, last) else { continue };
+        clean &= places[first].0 == turn.start && places[last].1 == turn.end;
+        let bytes = places[last].1 - places[last].0 > 1;
+        while bytes && places.get(last + 1) == Some(&places[last]) {
+            last += 1;
+        }
+        learnt[first..=last.max(first)].fill(true);
+    }
+    (learnt, clean)
+}
+
+/// Whether a template's name is a file's.
+pub fn is_file(name: &str) -> bool {
+    name.contains(['/', '.'])
+}
+
+/// The template that `settings` name.
+fn template(
+    folder: &Path,
+    tokenizer: &Tokenizer,
+    config: Option<&LlamaConfig>,
+    eos: u32,
+    settings: &Settings,
+) -> Result<Template, StageError> {
+    let name = settings.template.as_str();
+    if let Some(template) = alpaca::Template::by_name(name) {
+        return Ok(Template::Prompt(template));
+    }
+    let complete = |mut tokens: SpecialTokens| {
+        let text = |id: u32| tokenizer.id_to_token(id);
+        tokens.bos_token = tokens.bos_token.or_else(|| text(config?.bos_token_id?));
+        tokens.eos_token = tokens.eos_token.or_else(|| text(eos));
+        tokens
+    };
+    let (place, source, tokens) = if name == "chat" {
+        let (source, tokens) = chat::of_model(folder)?;
+        ("the model's chat template".to_owned(), source, tokens)
+    } else if let Some(source) = ChatTemplate::by_name(name) {
+        (format!("template `{name}`"), source.to_owned(), chat::special_tokens_of(folder)?)
+    } else {
+        let path = Path::new(name);
+        let source = fs::read_to_string(path).map_err(|error| {
+            at(path)(error).hint("a template's path is looked up from the folder in which `pipe` was started")
+        })?;
+        (format!("template `{name}`"), source, chat::special_tokens_of(folder)?)
+    };
+    let broken = |why: String| StageError::new(format!("{place}: {why}"));
+    if is_file(name) && !ChatTemplate::names_messages(&source).map_err(broken)? {
+        return PromptTemplate::new(&source).map(Template::Custom).map_err(broken);
+    }
+    let date = settings.date().map_err(StageError::new)?;
+    ChatTemplate::new(&source, complete(tokens), date).map(Template::Chat).map_err(broken)
 }
 
 /// What stands in front of every row.

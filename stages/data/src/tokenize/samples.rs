@@ -18,16 +18,25 @@ pub fn write(path: &Path, set: &TokenSet, tokenizer: &Tokenizer) -> Result<(), S
          ⟦masked⟧ … ⟦/masked⟧ is read by the model but does not count in the loss.\n",
     );
     for (number, row) in (1..).zip(set.rows.iter().take(ROWS)) {
-        let masked = if set.mask_prompt { row.prompt_len.min(row.ids.len()) } else { 0 };
+        let counts = |at: usize| !set.mask_prompt || row.counts(at);
         let decode = |ids: &[u32]| {
             tokenizer.decode(ids, false).map_err(|error| StageError::new(format!("tokenizer: {error}")))
         };
-        let counted = row.ids.len() - masked;
+        let counted = (0..row.ids.len()).filter(|&at| counts(at)).count();
         writeln!(text, "\n=== row {number}: {} tokens, {counted} of them count in the loss", row.ids.len())?;
-        if masked > 0 {
-            write!(text, "⟦masked⟧{}⟦/masked⟧", decode(&row.ids[..masked])?)?;
+        let mut start = 0;
+        while start < row.ids.len() {
+            let end = (start + 1..row.ids.len()).find(|&at| counts(at) != counts(start));
+            let end = end.unwrap_or(row.ids.len());
+            let piece = decode(&row.ids[start..end])?;
+            if counts(start) {
+                write!(text, "{piece}")?
+            } else {
+                write!(text, "⟦masked⟧{piece}⟦/masked⟧")?
+            }
+            start = end;
         }
-        writeln!(text, "{}", decode(&row.ids[masked..])?)?;
+        writeln!(text)?;
         writeln!(text, "--- ids {:?}", row.ids)?;
     }
     fs::write(path, text).map_err(at(path))

@@ -62,7 +62,7 @@ fn a_row_is_bos_prompt_answer_and_eos() {
     let (train, heldout) = (set(&bench, "train.safetensors"), set(&bench, "heldout.safetensors"));
     assert_eq!((train.rows.len(), heldout.rows.len()), (300, 20));
     let rows: Vec<Row> = serde_json::from_str(&bench.read("heldout.json")).unwrap();
-    let (tokenizer, template) = (world.tokenizer(), Template::by_name("plain").unwrap());
+    let (tokenizer, template) = (world.tokenizer(), formats::alpaca::Template::by_name("plain").unwrap());
     for (row, tokens) in rows.iter().zip(&heldout.rows) {
         assert_eq!((tokens.ids[0], *tokens.ids.last().unwrap()), (1, 2));
         assert_eq!(tokenizer.decode(&tokens.ids, true).unwrap(), template.prompt(row) + &row.output);
@@ -239,4 +239,125 @@ fn parity_tokenize_equals_hugging_face_on_alpaca_rows() {
             assert_eq!(json!(ids.get_ids()), case["hf_ids"], "{case}");
         }
     }
+}
+
+fn chat_folder() -> PathBuf {
+    crate::testing::fixtures().join("chat")
+}
+
+/// Ids and masks of chats whose template marks what is learnt; see `tests/fixtures/chat`.
+#[test]
+fn parity_chats_have_the_ids_and_masks_of_transformers() {
+    let golden: Value =
+        serde_json::from_str(&fs::read_to_string(chat_folder().join("chat.json")).unwrap()).unwrap();
+    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokenizer/tokenizer.json");
+    let mut compared = 0;
+    for case in golden["cases"].as_array().unwrap().iter().filter(|case| case["ids"].is_array()) {
+        let bench = Bench::new();
+        fs::create_dir(bench.path("model")).unwrap();
+        fs::copy(&tokenizer, bench.path("model/tokenizer.json")).unwrap();
+        let name = case["template"].as_str().unwrap();
+        fs::copy(chat_folder().join("templates").join(name), bench.path("model/chat_template.jinja"))
+            .unwrap();
+        bench.write("model/tokenizer_config.json", r#"{"bos_token": "<s>", "eos_token": "</s>"}"#);
+        let rows = bench.write("rows.jsonl", &json!({ "messages": case["messages"] }).to_string());
+        let model = bench.path("model");
+        let bench = bench.input("dataset", "rows", &rows).input("tokenizer", "model", &model);
+        bench.run(&Tokenize, json!({ "template": "chat", "mask_prompt": true })).unwrap();
+        let found = set(&bench, "train.safetensors");
+        let row = &found.rows[0];
+        let what = format!("{name}, {}", case["chat"]);
+        assert_eq!(json!(row.ids), case["ids"], "{what}");
+        let mask: Vec<u8> = (0..row.ids.len()).map(|at| row.counts(at).into()).collect();
+        assert_eq!(json!(mask), case["mask"], "{what}");
+        compared += 1;
+    }
+    assert_eq!(compared, 6);
+}
+
+fn chat(turns: &[(&str, &str)]) -> Value {
+    let turns = turns.iter().map(|(role, content)| json!({ "role": role, "content": content }));
+    json!({ "messages": turns.collect::<Vec<_>>() })
+}
+
+#[test]
+fn of_a_chat_all_answers_are_learnt_and_shown() {
+    let world = World::new();
+    let rows = world.rows(&json!([chat(&[
+        ("user", "a b"),
+        ("assistant", "apple"),
+        ("user", "c"),
+        ("assistant", "bird")
+    ])]));
+    let bench =
+        world.run(&rows, json!({ "template": "chatml", "mask_prompt": true, "cutoff": 4096 })).unwrap();
+    let samples = bench.read("samples.txt");
+    let learnt: Vec<&str> =
+        samples.split("⟦/masked⟧").skip(2).map(|rest| rest.split('⟦').next().unwrap()).collect();
+    assert_eq!(learnt.len(), 2, "{samples}");
+    assert!(learnt[0].contains("apple<|im_end|>") && learnt[1].contains("bird<|im_end|>"), "{samples}");
+    let held = world.run(&rows, json!({ "template": "chatml" })).unwrap();
+    assert!(!set(&held, "train.safetensors").rows[0].counts(0));
+    assert!(bench.notes().iter().any(|note| note.contains("does not know `<|im_start|>` as one token")));
+}
+
+#[test]
+fn a_chat_under_a_prompt_template_says_what_to_do() {
+    let world = World::new();
+    let rows = world.rows(&json!([row("a", "b"), chat(&[("user", "a"), ("assistant", "b")])]));
+    let error = world.run(&rows, json!({})).err().unwrap();
+    assert!(error.message.starts_with("row 2 is a chat") && error.message.contains("\"chatml\""), "{error}");
+    let error = world.run(&rows, json!({ "template": "chat" })).err().unwrap();
+    assert!(error.message.contains("no chat template of its own"), "{error}");
+}
+
+#[test]
+fn a_template_may_be_a_file_and_its_fields_are_checked() {
+    let world = World::new();
+    let rows = world.rows(&json!([row("Repeat the words.", "apple bird")]));
+    let file = world.corpus.write("own.jinja", "Instruction: {{ instruction }}\nResponse:\n\n");
+    let own = world.run(&rows, json!({ "template": file })).unwrap();
+    let plain = world.run(&rows, json!({ "template": "plain" })).unwrap();
+    assert_eq!(set(&own, "train.safetensors"), set(&plain, "train.safetensors"));
+    let file = world.corpus.write("wrong.jinja", "{{ instruction }} {{ context }}");
+    let error = world.run(&rows, json!({ "template": file })).err().unwrap();
+    assert!(error.message.contains("wrong.jinja`: names the field `context`"), "{error}");
+    let errors = crate::testing::plan_errors(&Tokenize, json!({ "template": "alpca", "date": "today" }));
+    let keys: Vec<&str> = errors.iter().map(|error| error.key.as_str()).collect();
+    assert_eq!(keys, ["template", "date"]);
+}
+
+#[test]
+fn broken_lines_are_named_and_left_out_only_if_asked() {
+    let world = World::new();
+    let text = format!("{}\n{{\"instruction\": \n{}\n", row("a", "apple"), row("b", "bird"));
+    let rows = world.corpus.write("rows.jsonl", &text);
+    let error = world.run(&rows, json!({ "template": "plain" })).err().unwrap();
+    assert!(error.message.contains("rows.jsonl`: line 2 is no JSON"), "{error}");
+    assert!(error.hint.unwrap().contains("skip_broken = true"));
+    let bench = world.run(&rows, json!({ "template": "plain", "skip_broken": true })).unwrap();
+    assert_eq!(set(&bench, "train.safetensors").rows.len(), 2);
+    let notes = bench.notes();
+    assert!(notes.iter().any(|note| note.contains("left out: ") && note.contains("line 2")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.starts_with("1 rows could not be read")), "{notes:?}");
+}
+
+#[test]
+fn completions_need_no_template() {
+    let world = World::new();
+    let rows = world.rows(&json!([{ "text": "apple bird" }, { "prompt": "apple ", "completion": "bird" }]));
+    let bench = world.run(&rows, json!({ "mask_prompt": true })).unwrap();
+    let found = set(&bench, "train.safetensors").rows;
+    assert_eq!((found[0].prompt_len, found[0].ids.last()), (1, Some(&2)));
+    assert!(found[1].prompt_len > 1 && found[1].prompt_len < found[1].ids.len());
+}
+
+#[test]
+fn a_letter_in_bytes_is_learnt_whole_and_the_next_turns_prefix_is_not() {
+    // Four bytes of one letter at the end of a turn, and a prefix that shares the place of the turn's end.
+    let places = [(0, 1), (1, 5), (1, 5), (1, 5), (1, 5), (5, 6), (6, 7), (6, 7), (7, 8)];
+    let learnt = |turn: std::ops::Range<usize>| encoder::learnt(&places, &[turn]);
+    assert_eq!(learnt(1..5), (vec![false, true, true, true, true, false, false, false, false], true));
+    assert_eq!(learnt(5..7), (vec![false, false, false, false, false, true, true, false, false], true));
+    assert!(!learnt(2..6).1);
 }

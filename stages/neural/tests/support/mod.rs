@@ -49,7 +49,7 @@ pub fn rows(rows: usize, seed: u64) -> TokenSet {
         let half = 3 + random.below(4) as usize;
         let prompt: Vec<u32> = (0..half).map(|_| 3 + random.below(VOCAB as u64 - 3) as u32).collect();
         let ids = prompt.iter().chain(&prompt).copied().chain([2]).collect();
-        TokenRow { ids, prompt_len: half }
+        TokenRow { ids, prompt_len: half, turns: Vec::new() }
     });
     TokenSet { rows: rows.collect(), mask_prompt: true }
 }
