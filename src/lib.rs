@@ -8,7 +8,7 @@
 //! * [`schedule`]: what comes next; [`plan`]: the same without doing it; [`runner`]: doing it.
 //! * [`executor`]: a stage as a child process; [`exec`]: that child's side; [`progress`]: telling.
 //! * [`registry`]: the one list of stage kinds; [`schema`]: the JSON Schema generated from it.
-//! * [`cli`]: the commands; [`error`]: how they say no.
+//! * [`cli`]: the commands; [`error`]: how they say no; [`fault`]: kills on demand, for the tests.
 #![forbid(unsafe_code)]
 
 pub mod cli;
@@ -16,6 +16,7 @@ pub mod digest;
 pub mod error;
 pub mod exec;
 pub mod executor;
+pub mod fault;
 pub mod graph;
 pub mod key;
 pub mod pipeline;

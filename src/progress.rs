@@ -31,7 +31,10 @@ pub trait Progress: Sync {
 #[derive(Debug)]
 pub enum Update<'a> {
     /// Another run makes the same thing; this one waits for it.
-    Waiting,
+    Waiting {
+        /// Which.
+        holder: &'a str,
+    },
     /// Its process starts.
     Started {
         /// The slots of its pool.
@@ -110,6 +113,11 @@ fn figures(metrics: &std::collections::BTreeMap<String, f64>) -> String {
         _ => format!("{name} {value:.2e}"),
     };
     metrics.iter().map(figure).collect::<Vec<_>>().join("  ")
+}
+
+/// For whom a stage waits.
+fn waiting(holder: &str) -> String {
+    format!("waits for {holder}, which makes the same")
 }
 
 /// `ran in 3.2 s`, `cached`, …

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::error::{Error, Exit, io_at};
+use crate::fault::point;
 use crate::key::StageKey;
 
 pub use action::Action;
@@ -86,6 +87,7 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 for folder in ["objects", "actions", "latest", "locks", "work", "attempts", "logs", "runs"] {
                     let path = root.join(folder);
+                    point("open: a folder");
                     fs::create_dir_all(&path).map_err(io_at(&path))?;
                 }
                 files::write_atomic(&root.join("CACHEDIR.TAG"), CACHEDIR_TAG.as_bytes())?;
@@ -121,19 +123,23 @@ impl Store {
     }
 
     /// Answers for `key`, waiting where another run is making it. With `force`, a hit is made again.
+    /// `who` is what others that wait for this run are told.
     ///
     /// # Errors
     /// If the store cannot be used, or the wait takes longer than `patience`.
     pub fn enter(
         &self,
         key: &StageKey,
+        who: &str,
         force: bool,
         patience: Option<Duration>,
-        waiting: impl FnMut(),
+        waiting: impl FnMut(&str),
         stop: impl Fn() -> bool,
     ) -> Result<Entry, Error> {
         let path = self.root.join("locks").join(key.to_string());
-        let Some(lock) = KeyLock::take(&path, patience, waiting, stop)? else { return Ok(Entry::GivenUp) };
+        let Some(lock) = KeyLock::take(&path, who, patience, waiting, stop)? else {
+            return Ok(Entry::GivenUp);
+        };
         if !force && let Some(action) = self.lookup(key)? {
             return Ok(Entry::Hit(Box::new(action)));
         }
@@ -142,6 +148,7 @@ impl Store {
         files::remove_tree(&attempt)?;
         let slot = Slot { store: self.clone(), key: *key, lock, attempt };
         for folder in [slot.out(), slot.work()] {
+            point("enter: a folder");
             fs::create_dir_all(&folder).map_err(io_at(&folder))?;
         }
         Ok(Entry::Miss(slot))
@@ -206,7 +213,10 @@ impl Store {
     /// If it cannot be removed.
     pub fn forget(&self, key: &StageKey) -> Result<(), Error> {
         let path = self.action_path(key);
-        fs::remove_file(&path).map_err(io_at(&path))
+        point("forget: before");
+        fs::remove_file(&path).map_err(io_at(&path))?;
+        point("forget: after");
+        Ok(())
     }
 
     /// Removes half-made outputs that no living run can be working on.
@@ -277,8 +287,10 @@ impl Slot {
     /// If it cannot be stored: a full disk, a link in the output. The store is as before.
     pub fn commit(self, describe: impl FnOnce(Digest) -> Action) -> Result<Action, Error> {
         let object = self.store.objects.adopt(&self.attempt)?;
+        point("commit: the object is in");
         let action = describe(object);
         files::write_atomic(&self.store.action_path(&self.key), action.to_text().as_bytes())?;
+        point("commit: the action is in");
         files::remove_tree(&self.work())?;
         Ok(action)
     }

@@ -8,6 +8,8 @@ mod it {
     mod damage;
     mod errors;
     mod explain;
+    mod faults;
+    mod graphs;
     mod locks;
     mod place;
     mod resume;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use contract::Event;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{Progress, Update, ending, figures};
+use super::{Progress, Update, ending, figures, waiting};
 use crate::pipeline::StageId;
 use crate::schedule::State;
 
@@ -33,7 +33,7 @@ impl Bars {
 impl Progress for Bars {
     fn update(&self, stage: &StageId, update: &Update<'_>) {
         match update {
-            Update::Waiting => self.bar(stage).set_message("waits for another run that makes the same"),
+            Update::Waiting { holder } => self.bar(stage).set_message(waiting(holder)),
             Update::Started { .. } => self.bar(stage).set_message(""),
             Update::Retrying { attempt, why } => self.say(&format!("{stage}: {why}; retry {attempt}")),
             Update::Told(Event::Note { text }) => self.say(&format!("{stage}: {text}")),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use contract::Event;
 
-use super::{Progress, Update, ending, figures};
+use super::{Progress, Update, ending, figures, waiting};
 use crate::pipeline::StageId;
 use crate::schedule::State;
 
@@ -42,7 +42,7 @@ impl Lines {
 impl Progress for Lines {
     fn update(&self, stage: &StageId, update: &Update<'_>) {
         match update {
-            Update::Waiting => anstream::eprintln!("{stage}: waits for another run that makes the same"),
+            Update::Waiting { holder } => anstream::eprintln!("{stage}: {}", waiting(holder)),
             Update::Started { .. } => {
                 self.due(stage);
                 anstream::eprintln!("{stage}: started");

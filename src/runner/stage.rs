@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use contract::{Artifact, Event, Inputs, Pool};
@@ -12,11 +13,12 @@ use crate::error::{Error, Exit, io_at};
 use crate::exec::JobFile;
 use crate::executor::local::{self, Launch};
 use crate::executor::{Ended, Stop};
+use crate::fault::point;
 use crate::key::{KeyFields, env_value};
 use crate::pipeline::Instance;
 use crate::progress::Failure;
 use crate::schedule::Ending;
-use crate::store::{Action, Check, Entry, Slot, Store};
+use crate::store::{Action, Check, Entry, Slot, StatCache, Store};
 
 /// The first pause before a retry; it doubles from there.
 const BACK_OFF: Duration = Duration::from_secs(1);
@@ -27,8 +29,10 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
 /// Everything a stage's thread needs.
 pub struct Attempt<'a> {
     pub task: usize,
+    pub pipeline: &'a str,
     pub instance: &'a Instance,
     pub store: &'a Store,
+    pub outside: &'a Mutex<StatCache>,
     pub stop: &'a Stop,
     pub fields: KeyFields,
     pub inputs: BTreeMap<String, Vec<(String, Digest)>>,
@@ -58,9 +62,10 @@ impl Attempt<'_> {
     }
 
     fn attempt(&self, sender: &Sender<Message>) -> Result<(Ending, Option<Box<Action>>), Failure> {
-        let waiting = || drop(sender.send(Message::Waiting(self.task)));
-        let entered =
-            self.store.enter(&self.fields.key(), self.force, self.lock_wait, waiting, || self.stop.asked());
+        let who = format!("process {} (pipeline `{}`)", std::process::id(), self.pipeline);
+        let waiting = |holder: &str| drop(sender.send(Message::Waiting(self.task, holder.to_owned())));
+        let stop = || self.stop.asked();
+        let entered = self.store.enter(&self.fields.key(), &who, self.force, self.lock_wait, waiting, stop);
         match entered.map_err(failed)? {
             Entry::Hit(action) => Ok((Ending::Cached, Some(action))),
             Entry::GivenUp => Ok((Ending::Cancelled, None)),
@@ -70,6 +75,7 @@ impl Attempt<'_> {
 
     fn make(&self, slot: Slot, sender: &Sender<Message>) -> Result<(Ending, Option<Box<Action>>), Failure> {
         let log = self.store.log_path(&slot.key());
+        point("stage: before its log");
         std::fs::write(&log, "").map_err(io_at(&log)).map_err(failed)?;
         let (started, clock) = (jiff::Timestamp::now(), Instant::now());
         let mut told = Told::default();
@@ -77,6 +83,7 @@ impl Attempt<'_> {
             let why = match self.launch(&slot, &log, sender, &mut told).map_err(failed)? {
                 Ended::Cancelled => return Ok((Ending::Cancelled, None)),
                 Ended::Finished => {
+                    point("stage: finished");
                     self.recheck_inputs().map_err(failed)?;
                     let action = slot.commit(|object| Action {
                         object,
@@ -129,6 +136,7 @@ impl Attempt<'_> {
             devices: self.slots.clone(),
         };
         let file = log.with_extension("job.json");
+        point("stage: before its job file");
         let text = serde_json::to_vec_pretty(&job).expect("a job is plain data");
         std::fs::write(&file, text).map_err(io_at(&file))?;
         let launch =
@@ -180,7 +188,16 @@ impl Attempt<'_> {
                 }
             }
         }
-        Ok(())
+        let mut outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = KeyFields::local_paths(self.instance, &mut outside)?;
+        let mut params = self.fields.paths.keys().chain(now.keys());
+        match params.find(|param| self.fields.paths.get(*param) != now.get(*param)) {
+            Some(param) => {
+                let message = format!("what `{param}` names changed while the stage ran; nothing was stored");
+                Err(Error::new(Exit::Failed, message).hint("run again when it is no longer written to"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn pause(&self, attempt: u32) {

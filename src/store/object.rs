@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::files::{remove_tree, sync_folder, write_atomic};
 use crate::digest::{Digest, files_below};
 use crate::error::{Error, Exit, io_at};
+use crate::fault::point;
 
 /// How closely an object is looked at before it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -73,6 +75,14 @@ impl Stat {
             modified_ns: ns(meta.mtime(), meta.mtime_nsec()),
             changed_ns: ns(meta.ctime(), meta.ctime_nsec()),
         })
+    }
+
+    /// Whether the last change, of content or of anything else, lies that far back by this machine's
+    /// clock. Nothing in the future does: a clock that was set back makes nothing old.
+    pub(super) fn is_older_than(&self, age: Duration) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let latest = self.modified_ns.max(self.changed_ns);
+        i128::try_from(now.saturating_sub(age).as_nanos()).is_ok_and(|then| latest <= then)
     }
 }
 
@@ -205,7 +215,9 @@ impl Objects {
     /// If something cannot be read or written. Nothing is then in the store.
     pub(super) fn adopt(&self, attempt: &Path) -> Result<Digest, Error> {
         let root = attempt.join("files");
+        point("object: before");
         seal(&root)?;
+        point("object: sealed");
         let manifest = Manifest::read(&root)?;
         let digest = manifest.digest();
         self.write_manifest(attempt, &manifest)?;
@@ -219,12 +231,15 @@ impl Objects {
             }
             self.discard(&digest)?;
         }
+        point("object: before its rename");
         match fs::rename(attempt, &target) {
             // Another run with another key came to the same bytes first.
             Err(_) if target.exists() => remove_tree(attempt)?,
             other => other.map_err(io_at(&target))?,
         }
+        point("object: renamed");
         sync_folder(shelf)?;
+        point("object: shelf flushed");
         Ok(digest)
     }
 
@@ -236,12 +251,14 @@ impl Objects {
         fs::create_dir_all(&self.trash).map_err(io_at(&self.trash))?;
         let away = tempfile::tempdir_in(&self.trash).map_err(io_at(&self.trash))?;
         let folder = self.folder(digest);
+        point("discard: before");
         match fs::rename(&folder, away.path().join("object")) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io(&folder, &error));
             }
             _ => {}
         }
+        point("discard: renamed");
         remove_tree(away.path())
     }
 }
@@ -254,7 +271,9 @@ fn seal(root: &Path) -> Result<(), Error> {
         let file = File::open(&full).map_err(io_at(&full))?;
         let mode = file.metadata().map_err(io_at(&full))?.permissions().mode();
         let read_only = fs::Permissions::from_mode(0o444 | (mode & 0o111));
-        file.set_permissions(read_only).and_then(|()| file.sync_all()).map_err(io_at(&full))
+        file.set_permissions(read_only).map_err(io_at(&full))?;
+        point("object: a file sealed");
+        file.sync_all().map_err(io_at(&full))
     })?;
     let folders: std::collections::BTreeSet<PathBuf> =
         files.iter().flat_map(|path| path.ancestors().skip(1)).map(|folder| root.join(folder)).collect();

@@ -28,7 +28,7 @@ fn action(object: Digest) -> Action {
 
 fn enter(store: &Store, key: &StageKey) -> Entry {
     // A process that another test starts holds inherited locks for the moment between fork and exec.
-    store.enter(key, false, Some(Duration::from_secs(5)), || {}, || false).unwrap()
+    store.enter(key, "a test", false, Some(Duration::from_secs(5)), |_| {}, || false).unwrap()
 }
 
 fn make(store: &Store, key: &StageKey, text: &str) -> Action {
@@ -158,11 +158,13 @@ fn a_newer_store_is_refused() {
 fn the_second_of_two_waits_and_reuses() {
     let (_folder, store) = store();
     let Entry::Miss(slot) = enter(&store, &key("a")) else { panic!("expected a miss") };
-    let error = store.enter(&key("a"), false, Some(Duration::ZERO), || {}, || false).unwrap_err();
+    let error =
+        store.enter(&key("a"), "a second", false, Some(Duration::ZERO), |_| {}, || false).unwrap_err();
     assert_eq!(error.exit, Exit::LockTimeout);
+    assert!(error.message.contains("a test"), "{error}");
     let second = std::thread::spawn({
         let store = store.clone();
-        move || store.enter(&key("a"), false, None, || {}, || false).unwrap()
+        move || store.enter(&key("a"), "a third", false, None, |_| {}, || false).unwrap()
     });
     std::thread::sleep(Duration::from_millis(50));
     fs::write(slot.out().join("file"), "made once").unwrap();
