@@ -17,6 +17,7 @@ pub use lines::Lines;
 mod bars;
 mod json;
 mod lines;
+mod pane;
 
 /// Takes what happens.
 pub trait Progress: Sync {

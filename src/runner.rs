@@ -102,6 +102,10 @@ pub fn run(
         result
     });
     result?;
+    // What was told after the last stage had ended.
+    while let Ok(message) = receiver.try_recv() {
+        run.take(message)?;
+    }
     Ok(Outcome { stages: run.outcomes, elapsed: started.elapsed() })
 }
 

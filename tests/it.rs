@@ -15,4 +15,5 @@ mod it {
     mod resume;
     mod run;
     mod signals;
+    mod terminal;
 }

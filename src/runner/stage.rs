@@ -18,7 +18,7 @@ use crate::key::{KeyFields, env_value};
 use crate::pipeline::Instance;
 use crate::progress::Failure;
 use crate::schedule::Ending;
-use crate::store::{Action, Check, Entry, Slot, StatCache, Store};
+use crate::store::{Action, Check, Entry, Rest, Slot, StatCache, Store};
 
 /// The first pause before a retry; it doubles from there.
 const BACK_OFF: Duration = Duration::from_secs(1);
@@ -42,6 +42,13 @@ pub struct Attempt<'a> {
     pub lock_wait: Option<Duration>,
 }
 
+/// What came of an attempt.
+enum Made {
+    Stored(Box<Action>, Rest),
+    Found(Box<Action>),
+    Stopped,
+}
+
 /// What a stage told that is kept with its result.
 #[derive(Default)]
 struct Told {
@@ -50,30 +57,40 @@ struct Told {
 }
 
 impl Attempt<'_> {
-    /// Runs to the end and reports it.
+    /// Runs to the end and reports it. What is left to do with a stored result comes after that, so that
+    /// the next stage does not wait for the disk.
     pub fn run(self, sender: &Sender<Message>) {
-        let task = self.task;
-        let (ending, action, failure) = match self.attempt(sender) {
-            Ok((ending, action)) => (ending, action, None),
-            Err(failure) => (Ending::Failed, None, Some(failure)),
+        let ended = |ending, action, failure| {
+            // The deciding thread waits for this message; without it there is no one to tell.
+            let _ = sender.send(Message::Ended(self.task, ending, action, failure));
         };
-        // The deciding thread waits for this message; without it there is no one to tell.
-        let _ = sender.send(Message::Ended(task, ending, action, failure));
+        match self.attempt(sender) {
+            Ok(Made::Stored(action, rest)) => {
+                ended(Ending::Done, Some(action), None);
+                if let Err(error) = rest.finish() {
+                    let text = format!("its result may be lost if the machine stops now: {error}");
+                    let _ = sender.send(Message::Told(self.task, Event::Warning { text }));
+                }
+            }
+            Ok(Made::Found(action)) => ended(Ending::Cached, Some(action), None),
+            Ok(Made::Stopped) => ended(Ending::Cancelled, None, None),
+            Err(failure) => ended(Ending::Failed, None, Some(failure)),
+        }
     }
 
-    fn attempt(&self, sender: &Sender<Message>) -> Result<(Ending, Option<Box<Action>>), Failure> {
+    fn attempt(&self, sender: &Sender<Message>) -> Result<Made, Failure> {
         let who = format!("process {} (pipeline `{}`)", std::process::id(), self.pipeline);
         let waiting = |holder: &str| drop(sender.send(Message::Waiting(self.task, holder.to_owned())));
         let stop = || self.stop.asked();
         let entered = self.store.enter(&self.fields.key(), &who, self.force, self.lock_wait, waiting, stop);
         match entered.map_err(failed)? {
-            Entry::Hit(action) => Ok((Ending::Cached, Some(action))),
-            Entry::GivenUp => Ok((Ending::Cancelled, None)),
+            Entry::Hit(action) => Ok(Made::Found(action)),
+            Entry::GivenUp => Ok(Made::Stopped),
             Entry::Miss(slot) => self.make(slot, sender),
         }
     }
 
-    fn make(&self, slot: Slot, sender: &Sender<Message>) -> Result<(Ending, Option<Box<Action>>), Failure> {
+    fn make(&self, slot: Slot, sender: &Sender<Message>) -> Result<Made, Failure> {
         let log = self.store.log_path(&slot.key());
         point("stage: before its log");
         std::fs::write(&log, "").map_err(io_at(&log)).map_err(failed)?;
@@ -81,11 +98,11 @@ impl Attempt<'_> {
         let mut told = Told::default();
         for attempt in 0.. {
             let why = match self.launch(&slot, &log, sender, &mut told).map_err(failed)? {
-                Ended::Cancelled => return Ok((Ending::Cancelled, None)),
+                Ended::Cancelled => return Ok(Made::Stopped),
                 Ended::Finished => {
                     point("stage: finished");
                     self.recheck_inputs().map_err(failed)?;
-                    let action = slot.commit(|object| Action {
+                    let stored = slot.commit(|object| Action {
                         object,
                         kind: self.fields.kind.clone(),
                         stage: self.instance.id.0.clone(),
@@ -95,7 +112,8 @@ impl Attempt<'_> {
                         provenance: told.provenance,
                         warnings: told.warnings,
                     });
-                    return Ok((Ending::Done, Some(Box::new(action.map_err(failed)?))));
+                    let (action, rest) = stored.map_err(failed)?;
+                    return Ok(Made::Stored(Box::new(action), rest));
                 }
                 Ended::Failed { message, hint } => {
                     let hint = full_disk(self.store.root()).or(hint);
@@ -112,7 +130,7 @@ impl Attempt<'_> {
             let _ = sender.send(Message::Retrying(self.task, attempt + 1, why.message));
             self.pause(attempt);
             if self.stop.asked() {
-                return Ok((Ending::Cancelled, None));
+                return Ok(Made::Stopped);
             }
             slot.reset().map_err(failed)?;
         }

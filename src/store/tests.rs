@@ -35,7 +35,9 @@ fn make(store: &Store, key: &StageKey, text: &str) -> Action {
     let Entry::Miss(slot) = enter(store, key) else { panic!("expected a miss") };
     fs::create_dir(slot.out().join("sub")).unwrap();
     fs::write(slot.out().join("sub/file"), text).unwrap();
-    slot.commit(action).unwrap()
+    let (action, rest) = slot.commit(action).unwrap();
+    rest.finish().unwrap();
+    action
 }
 
 #[test]
@@ -168,7 +170,7 @@ fn the_second_of_two_waits_and_reuses() {
     });
     std::thread::sleep(Duration::from_millis(50));
     fs::write(slot.out().join("file"), "made once").unwrap();
-    slot.commit(action).unwrap();
+    slot.commit(action).unwrap().1.finish().unwrap();
     assert!(matches!(second.join().unwrap(), Entry::Hit(_)));
 }
 
