@@ -4,7 +4,7 @@
     cargo build --release --no-default-features
     python3 benches/runner.py target/release/pipe              # no network, some minutes
     python3 benches/runner.py target/release/pipe --peers      # installs benches/peers/requirements.txt into a venv
-    python3 benches/runner.py target/release/pipe --only noop  # one group: noop, plan, overhead, hash, large
+    python3 benches/runner.py target/release/pipe --only noop  # one group: noop, plan, overhead, hash, large, none
 
 Prints one Markdown table: median and best of the repetitions, the goal, and the load when it started.
 Work folders go to --dir (a real disk: flushes are part of what is measured) and are removed.
@@ -165,7 +165,7 @@ def peers(args, table):
         prepare(folder, stages, env)
         first = call(command, folder, env)[0]
         table.add(f"{name}: first run of {stages} stages, per stage", [first / stages], "ms", scale=1e3, note=version(venv, name))
-        times = [call(command, folder, env)[0] for _ in range(5)]
+        times = [call(command, folder, env)[0] for _ in range(3)]
         table.add(f"{name}: no-op run, {stages} stages", times, "ms", scale=1e3, note=version(venv, name))
         table.add(f"{name}: overhead per trivial stage beyond its own start", [(first - statistics.median(times)) / stages], "ms", scale=1e3)
 
@@ -197,7 +197,7 @@ def snakemake(folder, stages, _env):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipe", type=os.path.abspath)
-    parser.add_argument("--only", action="append", choices=["noop", "plan", "overhead", "hash", "large"])
+    parser.add_argument("--only", action="append", choices=["noop", "plan", "overhead", "hash", "large", "none"])
     parser.add_argument("--large", action="store_true", help="also run 10,000 stages for real (minutes)")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--repeat", type=int, default=15)
@@ -212,13 +212,13 @@ def main():
     groups = {"noop": noop, "plan": plan, "overhead": overhead, "hash": hashing, "large": large}
     chosen = args.only or [name for name in groups if name != "large" or args.large]
     try:
-        for name in chosen:
+        for name in [name for name in chosen if name != "none"]:
             groups[name](args, table)
         if args.peers:
             peers(args, table)
     finally:
         shutil.rmtree(args.dir, ignore_errors=True)
-    cpu = next((line.split(": ")[1] for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    cpu = next((line.split(": ")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     now = datetime.datetime.now(datetime.timezone.utc)
     print(f"{now:%Y-%m-%d %H:%M} UTC, {os.cpu_count()} × {cpu}, Linux {platform.release()}, "
           f"load {load[0]:.1f} at the start and {os.getloadavg()[0]:.1f} at the end\n")
