@@ -41,6 +41,13 @@ use args::{Cli, Color, Command};
 
 /// Runs one command line (with the program's name in front) and says how it ended.
 pub fn run(args: impl IntoIterator<Item = OsString>, registry: &Registry) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // A stage's own process: the reading of a command line would be a good part of its start.
+    if let [_, command, job] = &args[..]
+        && command == "exec-stage"
+    {
+        return ended(exec_stage(Path::new(job), registry));
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -50,7 +57,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>, registry: &Registry) -> Exi
         }
     };
     set_color(cli.globals.color);
-    match dispatch(&cli, registry) {
+    ended(dispatch(&cli, registry))
+}
+
+fn ended(result: Result<Exit, Error>) -> ExitCode {
+    match result {
         Ok(exit) => exit.into(),
         Err(error) => {
             tell(&error);

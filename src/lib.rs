@@ -10,7 +10,7 @@
 //! * [`recorded`]: a run with what the store knows of it; [`measured`]: the figures in outputs;
 //!   [`compare`]: two runs; [`report`]: one run as one HTML file.
 //! * [`registry`]: the one list of stage kinds; [`schema`]: the JSON Schema generated from it.
-//! * [`cli`]: the commands; [`error`]: how they say no.
+//! * [`cli`]: the commands; [`error`]: how they say no; [`fault`]: kills on demand, for the tests.
 #![forbid(unsafe_code)]
 
 pub mod cli;
@@ -19,6 +19,7 @@ pub mod digest;
 pub mod error;
 pub mod exec;
 pub mod executor;
+pub mod fault;
 pub mod graph;
 pub mod key;
 pub mod measured;

@@ -13,7 +13,7 @@ use crate::key::{KeyFields, StageKey, differences};
 use crate::pipeline::{Instance, Pipeline, StageId};
 use crate::runner::{Options, tasks};
 use crate::schedule::{Action as Do, Ending, Schedule, Task};
-use crate::store::{Action, Store};
+use crate::store::{Action, StatCache, Store};
 
 /// What would become of one stage.
 #[derive(Clone, Debug)]
@@ -40,6 +40,8 @@ pub enum Verdict {
     WillRun(Vec<String>),
     /// It runs if what these stages make differs from what they made before.
     MayRun(Vec<String>),
+    /// It is needed, not in the store, and not among the stages to run.
+    Missing(Vec<String>),
 }
 
 /// Plans every instance of `pipeline`, in its order.
@@ -51,63 +53,94 @@ pub fn plan(pipeline: &Pipeline, store: &Store, options: &Options) -> Result<Vec
     let tasks =
         tasks(pipeline).into_iter().map(|task| Task { pool: String::new(), width: 1, ..task }).collect();
     let mut schedule = Schedule::new(tasks, &BTreeMap::new(), true);
-    let mut objects: HashMap<StageId, Digest> = HashMap::new();
+    let mut planner = Planner { pipeline, store, objects: HashMap::new(), making: HashMap::new() };
     let mut planned: Vec<Option<Planned>> = vec![None; pipeline.instances.len()];
     let mut outside = store.stat_cache();
     while let Some(action) = schedule.next_action() {
         match action {
             Do::Check(task) => {
-                let instance = &pipeline.instances[task];
-                let forced = options.forced.get(task).copied().unwrap_or(false);
-                let answer = judge(pipeline, instance, store, forced, &objects, &mut outside)?;
-                if let Some(action) = &answer.action {
-                    objects.insert(answer.id.clone(), action.object);
+                let flag = |flags: &[bool]| flags.get(task).copied().unwrap_or(false);
+                let (forced, frozen) = (flag(&options.forced), flag(&options.frozen));
+                let answer = planner.judge(&pipeline.instances[task], forced, frozen, &mut outside)?;
+                if let Verdict::Missing(_) = answer.verdict {
+                    schedule.ended(task, Ending::Failed);
+                } else {
+                    schedule.checked(task, answer.verdict == Verdict::Cached);
                 }
-                schedule.checked(task, answer.verdict == Verdict::Cached);
                 planned[task] = Some(answer);
             }
             Do::Start(task, _) => schedule.ended(task, Ending::Done),
         }
     }
-    Ok(planned.into_iter().map(|planned| planned.expect("a graph without cycles is planned whole")).collect())
+    let below = |instance: &Instance| {
+        let why = "something it needs is not in the store".to_owned();
+        Planned { verdict: Verdict::Missing(vec![why]), ..Planned::unknown(instance) }
+    };
+    let all = pipeline.instances.iter().zip(planned);
+    Ok(all.map(|(instance, planned)| planned.unwrap_or_else(|| below(instance))).collect())
 }
 
-fn judge(
-    pipeline: &Pipeline,
-    instance: &Instance,
-    store: &Store,
-    forced: bool,
-    objects: &HashMap<StageId, Digest>,
-    outside: &mut crate::store::StatCache,
-) -> Result<Planned, Error> {
-    let id = instance.id.clone();
-    if let Some(moving) = instance.kind.moving(&instance.config) {
-        let why = format!("its `{}` is not pinned yet: {}", moving.param, moving.name);
-        return Ok(Planned {
-            id,
-            verdict: Verdict::WillRun(vec![why]),
-            key: None,
-            fields: None,
-            action: None,
-        });
+impl Planned {
+    /// A stage whose inputs are not known yet.
+    fn unknown(instance: &Instance) -> Self {
+        let verdict = Verdict::MayRun(Vec::new());
+        Self { id: instance.id.clone(), verdict, key: None, fields: None, action: None }
     }
-    let Some(fields) = KeyFields::of(instance, |id| objects.get(id).copied(), outside)? else {
-        let unknown =
-            instance.inputs.values().flatten().filter(|input| !objects.contains_key(&input.producer));
+}
+
+struct Planner<'a> {
+    pipeline: &'a Pipeline,
+    store: &'a Store,
+    /// What is stored already, by who makes it.
+    objects: HashMap<StageId, Digest>,
+    /// Keys that this run will make, by who comes first.
+    making: HashMap<StageKey, StageId>,
+}
+
+impl Planner<'_> {
+    fn judge(
+        &mut self,
+        instance: &Instance,
+        forced: bool,
+        frozen: bool,
+        outside: &mut StatCache,
+    ) -> Result<Planned, Error> {
+        if let Some(moving) = instance.kind.moving(&instance.config) {
+            let why = format!("its `{}` is not pinned yet: {}", moving.param, moving.name);
+            return Ok(Planned { verdict: Verdict::WillRun(vec![why]), ..Planned::unknown(instance) });
+        }
+        let Some(fields) = KeyFields::of(instance, |id| self.objects.get(id).copied(), outside)? else {
+            let verdict = if forced { asked_for() } else { self.waits_for(instance) };
+            return Ok(Planned { verdict, ..Planned::unknown(instance) });
+        };
+        let key = fields.key();
+        let action = if forced { None } else { self.store.lookup(&key)? };
+        let verdict = match (&action, self.making.get(&key)) {
+            (Some(_), _) => Verdict::Cached,
+            _ if frozen => Verdict::Missing(vec!["it is not among the stages to run".to_owned()]),
+            _ if forced => asked_for(),
+            (None, Some(twin)) => Verdict::MayRun(vec![format!("`{twin}` makes the same")]),
+            (None, None) => Verdict::WillRun(reasons(self.store, self.pipeline, instance, &fields)),
+        };
+        match &action {
+            Some(action) => drop(self.objects.insert(instance.id.clone(), action.object)),
+            None => drop(self.making.entry(key).or_insert_with(|| instance.id.clone())),
+        }
+        let (key, fields) = (Some(key), Some(fields));
+        Ok(Planned { id: instance.id.clone(), verdict, key, fields, action })
+    }
+
+    fn waits_for(&self, instance: &Instance) -> Verdict {
+        let inputs = instance.inputs.values().flatten();
+        let unknown = inputs.filter(|input| !self.objects.contains_key(&input.producer));
         let mut names: Vec<String> = unknown.map(|input| input.producer.0.clone()).collect();
         names.dedup();
-        let verdict = Verdict::MayRun(names.iter().map(|name| format!("`{name}` is made anew")).collect());
-        return Ok(Planned { id, verdict, key: None, fields: None, action: None });
-    };
-    let key = Some(fields.key());
-    let why = if forced {
-        vec!["asked for with `--force`".to_owned()]
-    } else if let Some(action) = store.lookup(&fields.key())? {
-        return Ok(Planned { id, verdict: Verdict::Cached, key, fields: Some(fields), action: Some(action) });
-    } else {
-        reasons(store, pipeline, instance, &fields)
-    };
-    Ok(Planned { id, verdict: Verdict::WillRun(why), key, fields: Some(fields), action: None })
+        Verdict::MayRun(names.iter().map(|name| format!("`{name}` is made anew")).collect())
+    }
+}
+
+fn asked_for() -> Verdict {
+    Verdict::WillRun(vec!["asked for with `--force`".to_owned()])
 }
 
 /// Why a stage with these fields must run.

@@ -17,6 +17,7 @@ pub use lines::Lines;
 mod bars;
 mod json;
 mod lines;
+mod pane;
 
 /// Takes what happens.
 pub trait Progress: Sync {
@@ -31,7 +32,10 @@ pub trait Progress: Sync {
 #[derive(Debug)]
 pub enum Update<'a> {
     /// Another run makes the same thing; this one waits for it.
-    Waiting,
+    Waiting {
+        /// Which.
+        holder: &'a str,
+    },
     /// Its process starts.
     Started {
         /// The slots of its pool.
@@ -110,6 +114,11 @@ fn figures(metrics: &std::collections::BTreeMap<String, f64>) -> String {
         _ => format!("{name} {value:.2e}"),
     };
     metrics.iter().map(figure).collect::<Vec<_>>().join("  ")
+}
+
+/// For whom a stage waits.
+fn waiting(holder: &str) -> String {
+    format!("waits for {holder}, which makes the same")
 }
 
 /// `ran in 3.2 s`, `cached`, …

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use contract::{Event, Pool};
@@ -16,7 +17,7 @@ use crate::key::{KeyFields, StageKey};
 use crate::pipeline::{Instance, Pipeline, StageId};
 use crate::progress::{Failure, Progress, Update};
 use crate::schedule::{Action as Do, Ending, Schedule, State, Task};
-use crate::store::{Action, Store};
+use crate::store::{Action, StatCache, Store};
 
 use stage::Attempt;
 
@@ -75,7 +76,7 @@ pub struct StageOutcome {
 /// What a stage's thread tells the deciding one.
 enum Message {
     Told(usize, Event),
-    Waiting(usize),
+    Waiting(usize, String),
     Retrying(usize, u32, String),
     Ended(usize, Ending, Option<Box<Action>>, Option<Failure>),
 }
@@ -93,7 +94,8 @@ pub fn run(
 ) -> Result<Outcome, Error> {
     let started = Instant::now();
     store.sweep();
-    let mut run = Run::new(pipeline, store, options, progress, stop);
+    let outside = Mutex::new(store.stat_cache());
+    let mut run = Run::new(pipeline, store, options, progress, stop, &outside);
     let (sender, receiver) = channel();
     let result = std::thread::scope(|scope| {
         let result = run.until_finished(&sender, &receiver, |attempt, sender| {
@@ -106,6 +108,10 @@ pub fn run(
         result
     });
     result?;
+    // What was told after the last stage had ended.
+    while let Ok(message) = receiver.try_recv() {
+        run.take(message)?;
+    }
     Ok(Outcome { stages: run.outcomes, elapsed: started.elapsed() })
 }
 
@@ -119,6 +125,12 @@ struct Run<'a> {
     outcomes: Vec<StageOutcome>,
     objects: HashMap<StageId, Digest>,
     started: Instant,
+    /// Digests of files outside the store.
+    outside: &'a Mutex<StatCache>,
+    /// Keys that this run is making, by the task that makes them.
+    making: HashMap<StageKey, usize>,
+    /// Tasks that wait for another task, which makes the same.
+    twins: HashMap<usize, Vec<usize>>,
 }
 
 impl<'a> Run<'a> {
@@ -128,6 +140,7 @@ impl<'a> Run<'a> {
         options: &'a Options,
         progress: &'a dyn Progress,
         stop: &'a Stop,
+        outside: &'a Mutex<StatCache>,
     ) -> Self {
         let schedule = Schedule::new(tasks(pipeline), &options.pools, options.keep_going);
         let outcome = |instance: &Instance| StageOutcome {
@@ -150,6 +163,9 @@ impl<'a> Run<'a> {
             outcomes: pipeline.instances.iter().map(outcome).collect(),
             objects: HashMap::new(),
             started: Instant::now(),
+            outside,
+            making: HashMap::new(),
+            twins: HashMap::new(),
         }
     }
 
@@ -159,14 +175,13 @@ impl<'a> Run<'a> {
         receiver: &Receiver<Message>,
         spawn: impl Fn(Attempt<'a>, Sender<Message>),
     ) -> Result<(), Error> {
-        let mut outside = self.store.stat_cache();
         loop {
             if self.stop.asked() {
                 self.schedule.stop();
             }
             while let Some(action) = self.schedule.next_action() {
                 match action {
-                    Do::Check(task) => self.check(task, &mut outside)?,
+                    Do::Check(task) => self.check(task)?,
                     Do::Start(task, slots) => {
                         self.progress
                             .update(&self.pipeline.instances[task].id, &Update::Started { slots: &slots });
@@ -193,14 +208,17 @@ impl<'a> Run<'a> {
     }
 
     /// Asks the store for a task whose inputs are all there.
-    fn check(&mut self, task: usize, outside: &mut crate::store::StatCache) -> Result<(), Error> {
+    fn check(&mut self, task: usize) -> Result<(), Error> {
         let instance = &self.pipeline.instances[task];
         if let Some(moving) = instance.kind.moving(&instance.config) {
             let message = format!("its `{}` is not pinned: {}", moving.param, moving.name);
             self.end(task, Ending::Failed, None, Some(Failure::new(message, None)));
             return Ok(());
         }
-        let fields = match KeyFields::of(instance, |id| self.objects.get(id).copied(), outside) {
+        let mut outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        let fields = KeyFields::of(instance, |id| self.objects.get(id).copied(), &mut outside);
+        drop(outside);
+        let fields = match fields {
             Ok(fields) => fields.expect("a ready task's inputs are known"),
             Err(error) => {
                 self.end(task, Ending::Failed, None, Some(Failure::new(error.message, error.hint)));
@@ -230,7 +248,15 @@ impl<'a> Run<'a> {
                 let hint = Some("use `--until` in place of `--only`".to_owned());
                 self.end(task, Ending::Failed, None, Some(Failure::new(message, hint)));
             }
-            None => self.schedule.checked(task, false),
+            None => {
+                if let Some(first) = self.making.get(&key).filter(|_| !forced) {
+                    // It stays ready, and is checked again when the other has ended.
+                    self.twins.entry(*first).or_default().push(task);
+                } else {
+                    self.making.entry(key).or_insert(task);
+                    self.schedule.checked(task, false);
+                }
+            }
         }
         Ok(())
     }
@@ -244,8 +270,10 @@ impl<'a> Run<'a> {
         });
         Attempt {
             task,
+            pipeline: &self.pipeline.name,
             instance,
             store: self.store,
+            outside: self.outside,
             stop: self.stop,
             fields: self.outcomes[task].fields.clone().expect("a queued task was checked"),
             inputs: inputs.collect(),
@@ -261,8 +289,9 @@ impl<'a> Run<'a> {
             Message::Told(task, event) => {
                 self.progress.update(&self.pipeline.instances[task].id, &Update::Told(&event));
             }
-            Message::Waiting(task) => {
-                self.progress.update(&self.pipeline.instances[task].id, &Update::Waiting)
+            Message::Waiting(task, holder) => {
+                let update = Update::Waiting { holder: &holder };
+                self.progress.update(&self.pipeline.instances[task].id, &update);
             }
             Message::Retrying(task, attempt, why) => {
                 self.progress
@@ -290,6 +319,14 @@ impl<'a> Run<'a> {
             self.outcomes[task].action = Some(*action);
         }
         self.schedule.ended(task, ending);
+        if let Some(key) = self.outcomes[task].key
+            && self.making.get(&key) == Some(&task)
+        {
+            self.making.remove(&key);
+        }
+        for twin in self.twins.remove(&task).unwrap_or_default() {
+            self.schedule.check_again(twin);
+        }
         let state = self.schedule.states()[task];
         self.progress.update(id, &Update::Ended { state, seconds, failure: failure.as_ref() });
         self.outcomes[task].failure = failure;

@@ -95,6 +95,7 @@ pub struct Schedule {
     keep_going: bool,
     stopping: bool,
     jobs: usize,
+    unfinished: usize,
 }
 
 impl Schedule {
@@ -125,6 +126,7 @@ impl Schedule {
             keep_going,
             stopping: false,
             jobs: usize::MAX,
+            unfinished: tasks.len(),
             tasks,
         };
         for task in &mut schedule.tasks {
@@ -154,7 +156,7 @@ impl Schedule {
     /// Whether nothing more will happen.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.states.iter().all(|state| state.is_final())
+        self.unfinished == 0
     }
 
     /// The next thing to do, if there is one now.
@@ -191,6 +193,13 @@ impl Schedule {
         self.set(task, if hit { State::Cached } else { State::Queued });
     }
 
+    /// Asks for [`Action::Check`] of a task once more: the first time another task was making the same.
+    pub fn check_again(&mut self, task: usize) {
+        if self.states[task] == State::Ready {
+            self.ready.push_back(task);
+        }
+    }
+
     /// How a task that was started, or could not be checked, ended.
     pub fn ended(&mut self, task: usize, ending: Ending) {
         assert!(matches!(self.states[task], State::Running | State::Ready), "only a started task ends");
@@ -215,36 +224,53 @@ impl Schedule {
 
     /// Starts nothing more. What runs goes on until it is reported as ended.
     pub fn stop(&mut self) {
-        self.stopping = true;
+        if std::mem::replace(&mut self.stopping, true) {
+            return;
+        }
         for task in 0..self.tasks.len() {
             if !self.states[task].is_final() && self.states[task] != State::Running {
-                self.states[task] = State::Cancelled;
+                self.set_one(task, State::Cancelled);
             }
         }
     }
 
-    /// Every transition is made here.
+    /// Every transition is made here, and what follows from it for the tasks below.
     fn set(&mut self, task: usize, state: State) {
-        self.states[task] = state;
+        self.set_one(task, state);
         match state {
-            State::Ready => self.ready.push_back(task),
-            State::Queued => self.queued.entry(self.tasks[task].pool.clone()).or_default().push_back(task),
             State::Done | State::Cached => {
                 for dependent in self.dependents[task].clone() {
                     self.missing[dependent] -= 1;
                     if self.missing[dependent] == 0 && self.states[dependent] == State::Waiting {
-                        self.set(dependent, State::Ready);
+                        self.set_one(dependent, State::Ready);
                     }
                 }
             }
-            State::Failed | State::Cancelled | State::Skipped => {
-                for dependent in self.dependents[task].clone() {
-                    if self.states[dependent] == State::Waiting {
-                        self.set(dependent, State::Skipped);
-                    }
+            State::Failed | State::Cancelled | State::Skipped => self.skip_below(task),
+            State::Waiting | State::Ready | State::Queued | State::Running => {}
+        }
+    }
+
+    /// A list and no recursion: a chain may be longer than the stack is deep.
+    fn skip_below(&mut self, task: usize) {
+        let mut below = vec![task];
+        while let Some(task) = below.pop() {
+            for dependent in self.dependents[task].clone() {
+                if self.states[dependent] == State::Waiting {
+                    self.set_one(dependent, State::Skipped);
+                    below.push(dependent);
                 }
             }
-            State::Waiting | State::Running => {}
+        }
+    }
+
+    fn set_one(&mut self, task: usize, state: State) {
+        self.unfinished -= usize::from(state.is_final() && !self.states[task].is_final());
+        self.states[task] = state;
+        match state {
+            State::Ready => self.ready.push_back(task),
+            State::Queued => self.queued.entry(self.tasks[task].pool.clone()).or_default().push_back(task),
+            _ => {}
         }
     }
 }

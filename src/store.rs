@@ -17,11 +17,13 @@
 //! only way in. A crash at any moment leaves a miss. The store knows nothing of kinds or graphs.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::error::{Error, Exit, io_at};
+use crate::fault::point;
 use crate::key::StageKey;
 
 pub use action::Action;
@@ -89,6 +91,7 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 for folder in ["objects", "actions", "latest", "locks", "work", "attempts", "logs", "runs"] {
                     let path = root.join(folder);
+                    point("open: a folder");
                     fs::create_dir_all(&path).map_err(io_at(&path))?;
                 }
                 files::write_atomic(&root.join("CACHEDIR.TAG"), CACHEDIR_TAG.as_bytes())?;
@@ -124,19 +127,23 @@ impl Store {
     }
 
     /// Answers for `key`, waiting where another run is making it. With `force`, a hit is made again.
+    /// `who` is what others that wait for this run are told.
     ///
     /// # Errors
     /// If the store cannot be used, or the wait takes longer than `patience`.
     pub fn enter(
         &self,
         key: &StageKey,
+        who: &str,
         force: bool,
         patience: Option<Duration>,
-        waiting: impl FnMut(),
+        waiting: impl FnMut(&str),
         stop: impl Fn() -> bool,
     ) -> Result<Entry, Error> {
         let path = self.root.join("locks").join(key.to_string());
-        let Some(lock) = KeyLock::take(&path, patience, waiting, stop)? else { return Ok(Entry::GivenUp) };
+        let Some(lock) = KeyLock::take(&path, who, patience, waiting, stop)? else {
+            return Ok(Entry::GivenUp);
+        };
         if !force && let Some(action) = self.lookup(key)? {
             return Ok(Entry::Hit(Box::new(action)));
         }
@@ -145,6 +152,7 @@ impl Store {
         files::remove_tree(&attempt)?;
         let slot = Slot { store: self.clone(), key: *key, lock, attempt };
         for folder in [slot.out(), slot.work()] {
+            point("enter: a folder");
             fs::create_dir_all(&folder).map_err(io_at(&folder))?;
         }
         Ok(Entry::Miss(slot))
@@ -209,7 +217,10 @@ impl Store {
     /// If it cannot be removed.
     pub fn forget(&self, key: &StageKey) -> Result<(), Error> {
         let path = self.action_path(key);
-        fs::remove_file(&path).map_err(io_at(&path))
+        point("forget: before");
+        fs::remove_file(&path).map_err(io_at(&path))?;
+        point("forget: after");
+        Ok(())
     }
 
     /// Removes half-made outputs that no living run can be working on.
@@ -273,17 +284,51 @@ impl Slot {
         fs::create_dir_all(self.out()).map_err(io_at(&self.out()))
     }
 
-    /// Stores what was made: hash, flush, rename, and the action last. `describe` makes the action from
-    /// the object's digest. The work folder is then of no more use and goes.
+    /// Stores what was made: hash, flush all at once, rename, the action's rename last. `describe` makes
+    /// the action from the object's digest. From here on the result can be used; [`Rest::finish`] is for
+    /// after it was told.
+    ///
+    /// The two renames may reach the disk later and in any order. A power cut before that leaves a miss:
+    /// the action is not there, or speaks of an object that is not; the content of both was flushed.
     ///
     /// # Errors
     /// If it cannot be stored: a full disk, a link in the output. The store is as before.
-    pub fn commit(self, describe: impl FnOnce(Digest) -> Action) -> Result<Action, Error> {
-        let object = self.store.objects.adopt(&self.attempt)?;
+    pub fn commit(self, describe: impl FnOnce(Digest) -> Action) -> Result<(Action, Rest), Error> {
+        let (object, mut unflushed) = self.store.objects.prepare(&self.attempt)?;
         let action = describe(object);
-        files::write_atomic(&self.store.action_path(&self.key), action.to_text().as_bytes())?;
-        files::remove_tree(&self.work())?;
-        Ok(action)
+        let path = self.store.action_path(&self.key);
+        let folder = self.store.root.join("actions");
+        let mut beside = tempfile::NamedTempFile::new_in(&folder).map_err(io_at(&folder))?;
+        beside.write_all(action.to_text().as_bytes()).map_err(io_at(&path))?;
+        point("commit: written");
+        unflushed.push(beside.path().to_owned());
+        files::flush(&unflushed)?;
+        point("commit: flushed");
+        let shelf = self.store.objects.adopt(&self.attempt, &object)?;
+        point("commit: the object is in");
+        beside.persist(&path).map_err(|error| Error::io(&path, &error.error))?;
+        point("commit: the action is in");
+        Ok((action, Rest { slot: self, folders: vec![shelf, folder] }))
+    }
+}
+
+/// What is left to do when a result is stored. The key's lock is held until it is done.
+#[derive(Debug)]
+#[must_use]
+pub struct Rest {
+    slot: Slot,
+    folders: Vec<PathBuf>,
+}
+
+impl Rest {
+    /// Makes the renames durable and removes the work folder, which is of no more use.
+    ///
+    /// # Errors
+    /// If the disk says no. The result is stored all the same, as far as anyone can see by now.
+    pub fn finish(self) -> Result<(), Error> {
+        files::flush(&self.folders)?;
+        point("commit: renames flushed");
+        files::remove_tree(&self.slot.work())
     }
 }
 

@@ -10,7 +10,9 @@ mod it {
     mod diff;
     mod errors;
     mod explain;
+    mod faults;
     mod follow;
+    mod graphs;
     mod hub;
     mod locks;
     mod metrics;
@@ -19,4 +21,5 @@ mod it {
     mod resume;
     mod run;
     mod signals;
+    mod terminal;
 }

@@ -52,14 +52,18 @@ pub fn text(planned: &[Planned]) -> String {
         rows.extend(why.map(|reason| vec![String::new(), String::new(), reason.clone()]));
     }
     let count = |name: &str| planned.iter().filter(|stage| answer(&stage.verdict).0 == name).count();
-    let figures = format!(
-        "{} {}: {} cached, {} will run, {} may run\n",
+    let mut figures = format!(
+        "{} {}: {} cached, {} will run, {} may run",
         planned.len(),
         if planned.len() == 1 { "stage" } else { "stages" },
         count("cached"),
         count("will run"),
         count("may run")
     );
+    if count("cannot run") > 0 {
+        figures += &format!(", {} cannot run", count("cannot run"));
+    }
+    figures.push('\n');
     align(&rows, "") + "\n" + &figures
 }
 
@@ -69,5 +73,6 @@ pub fn answer(verdict: &Verdict) -> (&'static str, &[String]) {
         Verdict::Cached => ("cached", &[]),
         Verdict::WillRun(why) => ("will run", why),
         Verdict::MayRun(why) => ("may run", why),
+        Verdict::Missing(why) => ("cannot run", why),
     }
 }

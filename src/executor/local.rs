@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::{Ended, Stop};
 use crate::error::{Error, Exit, io_at};
+use crate::fault::point;
 
 /// Variables that say where things are, not what to compute: passed to every stage, in no key.
 const MACHINE: &[&str] = &[
@@ -70,7 +71,9 @@ pub struct Launch<'a> {
 /// If it cannot be started.
 pub fn run(launch: &Launch<'_>, stop: &Stop, mut tell: impl FnMut(Event)) -> Result<Ended, Error> {
     let mut log = OpenOptions::new().create(true).append(true).open(launch.log).map_err(io_at(launch.log))?;
+    point("process: before");
     let (mut child, lifeline) = spawn(launch, &log)?;
+    point("process: started");
     let lines = read_lines(&mut child);
     let mut last = None;
     let mut take = |event: Event| {

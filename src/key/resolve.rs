@@ -1,5 +1,6 @@
 //! From a stage instance and its producers' objects to its key.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use contract::{Many, Ports, Type};
@@ -21,7 +22,7 @@ impl KeyFields {
         object: impl Fn(&StageId) -> Option<Digest>,
         outside: &mut StatCache,
     ) -> Result<Option<Self>, Error> {
-        let mut inputs = std::collections::BTreeMap::new();
+        let mut inputs = BTreeMap::new();
         for (name, producers) in &instance.inputs {
             let labelled = has_labels(instance, name, producers.len());
             let mut artifacts = Vec::with_capacity(producers.len());
@@ -32,7 +33,35 @@ impl KeyFields {
             inputs.insert(name.clone(), artifacts);
         }
         let env = instance.env.iter().map(|(name, value)| (name.clone(), env_value(name, value))).collect();
-        let mut paths = std::collections::BTreeMap::new();
+        let paths = Self::local_paths(instance, outside)?;
+        let mut config = Self::effective(instance.kind, &instance.config);
+        for param in paths.keys() {
+            // Where it lies is not in the key; what it is called may show in the output.
+            let path = config.remove(param);
+            let path = path.as_ref().and_then(|path| path.as_str()).map(local).unwrap_or(Path::new(""));
+            if let Some(name) = path.file_name().filter(|_| path.is_file()) {
+                config.insert(param.clone(), name.to_string_lossy().into());
+            }
+        }
+        Ok(Some(Self {
+            kind: instance.kind.kind().to_owned(),
+            version: instance.kind.version(),
+            config,
+            inputs,
+            env,
+            paths,
+        }))
+    }
+
+    /// Parameter → content of the local file or folder that it names, where there is one.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn local_paths(
+        instance: &Instance,
+        outside: &mut StatCache,
+    ) -> Result<BTreeMap<String, Digest>, Error> {
+        let mut paths = BTreeMap::new();
         for param in instance.kind.params().iter().filter(|param| param.path) {
             let Some(path) = instance.config.get(param.name).and_then(|value| value.as_str()) else {
                 continue;
@@ -40,20 +69,18 @@ impl KeyFields {
             if is_word(&param.ty, path) {
                 continue;
             }
-            let path = Path::new(path.strip_prefix("file://").unwrap_or(path));
+            let path = local(path);
             if path.exists() {
                 paths.insert(param.name.to_owned(), outside.digest(path)?);
             }
         }
-        Ok(Some(Self {
-            kind: instance.kind.kind().to_owned(),
-            version: instance.kind.version(),
-            config: Self::effective(instance.kind, &instance.config),
-            inputs,
-            env,
-            paths,
-        }))
+        Ok(paths)
     }
+}
+
+/// What a parameter names on this machine.
+fn local(path: &str) -> &Path {
+    Path::new(path.strip_prefix("file://").unwrap_or(path))
 }
 
 /// Whether the type lists this text as a word of its own: then it is no path, whatever lies about.

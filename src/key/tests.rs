@@ -62,6 +62,30 @@ fn every_component_flips_the_key() {
     }
 }
 
+/// Of every kind that this program has: a forgotten parameter would be a false hit.
+#[test]
+fn every_parameter_of_every_kind_flips_the_key_unless_it_is_cosmetic() {
+    for kind in crate::registry::all().stages {
+        let config: BTreeMap<String, Value> =
+            kind.params().iter().map(|param| (param.name.to_owned(), json!("before"))).collect();
+        let key = |config: &BTreeMap<String, Value>| {
+            let config = KeyFields::effective(kind, &contract::Config(config.clone().into_iter().collect()));
+            KeyFields { config, ..fields() }.key()
+        };
+        for param in kind.params() {
+            for other in [Some(json!("after")), Some(json!(["before"])), Some(Value::Null), None] {
+                let mut changed = config.clone();
+                match other {
+                    Some(other) => drop(changed.insert(param.name.to_owned(), other)),
+                    None => drop(changed.remove(param.name)),
+                }
+                let same = key(&config) == key(&changed);
+                assert_eq!(same, param.effect == Effect::Cosmetic, "`{}` of `{}`", param.name, kind.kind());
+            }
+        }
+    }
+}
+
 #[test]
 fn the_order_of_tables_is_not_in_the_key() {
     let mut reordered = fields();

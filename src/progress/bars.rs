@@ -5,17 +5,28 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use contract::Event;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Progress, Update, ending, figures};
+use super::pane::{BAR, Pane};
+use super::{Progress, Update, ending, figures, waiting};
 use crate::pipeline::StageId;
 use crate::schedule::State;
 
+/// How often a second bars are drawn at most.
+const RATE: u8 = 20;
+
 /// Bars on standard error.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Bars {
     all: MultiProgress,
     running: Mutex<BTreeMap<StageId, ProgressBar>>,
+}
+
+impl Default for Bars {
+    fn default() -> Self {
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(Pane::new()), RATE);
+        Self { all: MultiProgress::with_draw_target(target), running: Mutex::default() }
+    }
 }
 
 impl Bars {
@@ -26,14 +37,20 @@ impl Bars {
 
     fn bar(&self, stage: &StageId) -> ProgressBar {
         let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        running.entry(stage.clone()).or_insert_with(|| self.all.add(spinner(stage))).clone()
+        let new = || {
+            let bar = self.all.add(spinner(stage));
+            // Not before it is one of all: it would draw itself somewhere else.
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        };
+        running.entry(stage.clone()).or_insert_with(new).clone()
     }
 }
 
 impl Progress for Bars {
     fn update(&self, stage: &StageId, update: &Update<'_>) {
         match update {
-            Update::Waiting => self.bar(stage).set_message("waits for another run that makes the same"),
+            Update::Waiting { holder } => self.bar(stage).set_message(waiting(holder)),
             Update::Started { .. } => self.bar(stage).set_message(""),
             Update::Retrying { attempt, why } => self.say(&format!("{stage}: {why}; retry {attempt}")),
             Update::Told(Event::Note { text }) => self.say(&format!("{stage}: {text}")),
@@ -74,11 +91,11 @@ impl Progress for Bars {
 }
 
 fn spinner(stage: &StageId) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{prefix:<20} {spinner} {elapsed} {msg}").expect("a constant template");
-    let bar = ProgressBar::new_spinner().with_style(style).with_prefix(stage.0.clone());
-    bar.enable_steady_tick(Duration::from_millis(120));
-    bar
+    let template = format!("{BAR}{{prefix:<20}} {{spinner}} {{elapsed}} {{msg}}");
+    let style = ProgressStyle::with_template(&template).expect("a constant template");
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
+        .with_style(style)
+        .with_prefix(stage.0.clone())
 }
 
 fn style(unit: &str) -> ProgressStyle {
@@ -86,6 +103,6 @@ fn style(unit: &str) -> ProgressStyle {
         "bytes" => ("{bytes}/{total_bytes}", "{bytes_per_sec}"),
         _ => ("{human_pos}/{human_len}", "{per_sec}"),
     };
-    let template = format!("{{prefix:<20}} {{bar:24}} {count} {rate}  {{msg}}  {{eta}} left");
+    let template = format!("{BAR}{{prefix:<20}} {{bar:24}} {count} {rate}  {{msg}}  {{eta}} left");
     ProgressStyle::with_template(&template).expect("a constant template").progress_chars("━╸─")
 }

@@ -15,7 +15,7 @@ pub struct JsonLines;
 impl Progress for JsonLines {
     fn update(&self, stage: &StageId, update: &Update<'_>) {
         let mut line = match update {
-            Update::Waiting => json!({"event": "waiting"}),
+            Update::Waiting { holder } => json!({"event": "waiting", "holder": holder}),
             Update::Started { slots } => json!({"event": "started", "slots": slots}),
             Update::Retrying { attempt, why } => json!({"event": "retrying", "attempt": attempt, "why": why}),
             Update::Told(event) => serde_json::to_value(event).expect("an event is plain data"),

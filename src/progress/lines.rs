@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use contract::Event;
 use indicatif::{HumanBytes, HumanDuration};
 
-use super::{Progress, Update, ending, figures};
+use super::{Progress, Update, ending, figures, waiting};
 use crate::pipeline::StageId;
 use crate::schedule::State;
 
@@ -80,7 +80,7 @@ fn how_far(done: u64, total: u64, unit: &str, last: Option<Last>) -> String {
 impl Progress for Lines {
     fn update(&self, stage: &StageId, update: &Update<'_>) {
         match update {
-            Update::Waiting => anstream::eprintln!("{stage}: waits for another run that makes the same"),
+            Update::Waiting { holder } => anstream::eprintln!("{stage}: {}", waiting(holder)),
             Update::Started { .. } => {
                 self.due(stage, 0);
                 anstream::eprintln!("{stage}: started");

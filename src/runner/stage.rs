@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use contract::{Artifact, Event, Inputs, Pool};
@@ -12,11 +13,12 @@ use crate::error::{Error, Exit, io_at};
 use crate::exec::JobFile;
 use crate::executor::local::{self, Launch};
 use crate::executor::{Ended, Stop};
+use crate::fault::point;
 use crate::key::{KeyFields, env_value};
 use crate::pipeline::Instance;
 use crate::progress::Failure;
 use crate::schedule::Ending;
-use crate::store::{Action, Check, Entry, Slot, Store};
+use crate::store::{Action, Check, Entry, Rest, Slot, StatCache, Store};
 
 /// The first pause before a retry; it doubles from there.
 const BACK_OFF: Duration = Duration::from_secs(1);
@@ -27,8 +29,10 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
 /// Everything a stage's thread needs.
 pub struct Attempt<'a> {
     pub task: usize,
+    pub pipeline: &'a str,
     pub instance: &'a Instance,
     pub store: &'a Store,
+    pub outside: &'a Mutex<StatCache>,
     pub stop: &'a Stop,
     pub fields: KeyFields,
     pub inputs: BTreeMap<String, Vec<(String, Digest)>>,
@@ -36,6 +40,13 @@ pub struct Attempt<'a> {
     pub slots_of_pool: usize,
     pub force: bool,
     pub lock_wait: Option<Duration>,
+}
+
+/// What came of an attempt.
+enum Made {
+    Stored(Box<Action>, Rest),
+    Found(Box<Action>),
+    Stopped,
 }
 
 /// What a stage told that is kept with its result.
@@ -46,39 +57,52 @@ struct Told {
 }
 
 impl Attempt<'_> {
-    /// Runs to the end and reports it.
+    /// Runs to the end and reports it. What is left to do with a stored result comes after that, so that
+    /// the next stage does not wait for the disk.
     pub fn run(self, sender: &Sender<Message>) {
-        let task = self.task;
-        let (ending, action, failure) = match self.attempt(sender) {
-            Ok((ending, action)) => (ending, action, None),
-            Err(failure) => (Ending::Failed, None, Some(failure)),
+        let ended = |ending, action, failure| {
+            // The deciding thread waits for this message; without it there is no one to tell.
+            let _ = sender.send(Message::Ended(self.task, ending, action, failure));
         };
-        // The deciding thread waits for this message; without it there is no one to tell.
-        let _ = sender.send(Message::Ended(task, ending, action, failure));
+        match self.attempt(sender) {
+            Ok(Made::Stored(action, rest)) => {
+                ended(Ending::Done, Some(action), None);
+                if let Err(error) = rest.finish() {
+                    let text = format!("its result may be lost if the machine stops now: {error}");
+                    let _ = sender.send(Message::Told(self.task, Event::Warning { text }));
+                }
+            }
+            Ok(Made::Found(action)) => ended(Ending::Cached, Some(action), None),
+            Ok(Made::Stopped) => ended(Ending::Cancelled, None, None),
+            Err(failure) => ended(Ending::Failed, None, Some(failure)),
+        }
     }
 
-    fn attempt(&self, sender: &Sender<Message>) -> Result<(Ending, Option<Box<Action>>), Failure> {
-        let waiting = || drop(sender.send(Message::Waiting(self.task)));
-        let entered =
-            self.store.enter(&self.fields.key(), self.force, self.lock_wait, waiting, || self.stop.asked());
+    fn attempt(&self, sender: &Sender<Message>) -> Result<Made, Failure> {
+        let who = format!("process {} (pipeline `{}`)", std::process::id(), self.pipeline);
+        let waiting = |holder: &str| drop(sender.send(Message::Waiting(self.task, holder.to_owned())));
+        let stop = || self.stop.asked();
+        let entered = self.store.enter(&self.fields.key(), &who, self.force, self.lock_wait, waiting, stop);
         match entered.map_err(failed)? {
-            Entry::Hit(action) => Ok((Ending::Cached, Some(action))),
-            Entry::GivenUp => Ok((Ending::Cancelled, None)),
+            Entry::Hit(action) => Ok(Made::Found(action)),
+            Entry::GivenUp => Ok(Made::Stopped),
             Entry::Miss(slot) => self.make(slot, sender),
         }
     }
 
-    fn make(&self, slot: Slot, sender: &Sender<Message>) -> Result<(Ending, Option<Box<Action>>), Failure> {
+    fn make(&self, slot: Slot, sender: &Sender<Message>) -> Result<Made, Failure> {
         let log = self.store.log_path(&slot.key());
+        point("stage: before its log");
         std::fs::write(&log, "").map_err(io_at(&log)).map_err(failed)?;
         let (started, clock) = (jiff::Timestamp::now(), Instant::now());
         let mut told = Told::default();
         for attempt in 0.. {
             let why = match self.launch(&slot, &log, sender, &mut told).map_err(failed)? {
-                Ended::Cancelled => return Ok((Ending::Cancelled, None)),
+                Ended::Cancelled => return Ok(Made::Stopped),
                 Ended::Finished => {
+                    point("stage: finished");
                     self.recheck_inputs().map_err(failed)?;
-                    let action = slot.commit(|object| Action {
+                    let stored = slot.commit(|object| Action {
                         object,
                         kind: self.fields.kind.clone(),
                         stage: self.instance.id.0.clone(),
@@ -88,7 +112,8 @@ impl Attempt<'_> {
                         provenance: told.provenance,
                         warnings: told.warnings,
                     });
-                    return Ok((Ending::Done, Some(Box::new(action.map_err(failed)?))));
+                    let (action, rest) = stored.map_err(failed)?;
+                    return Ok(Made::Stored(Box::new(action), rest));
                 }
                 Ended::Failed { message, hint } => {
                     let hint = full_disk(self.store.root()).or(hint);
@@ -105,7 +130,7 @@ impl Attempt<'_> {
             let _ = sender.send(Message::Retrying(self.task, attempt + 1, why.message));
             self.pause(attempt);
             if self.stop.asked() {
-                return Ok((Ending::Cancelled, None));
+                return Ok(Made::Stopped);
             }
             slot.reset().map_err(failed)?;
         }
@@ -129,6 +154,7 @@ impl Attempt<'_> {
             devices: self.slots.clone(),
         };
         let file = log.with_extension("job.json");
+        point("stage: before its job file");
         let text = serde_json::to_vec_pretty(&job).expect("a job is plain data");
         std::fs::write(&file, text).map_err(io_at(&file))?;
         let launch =
@@ -182,7 +208,16 @@ impl Attempt<'_> {
                 }
             }
         }
-        Ok(())
+        let mut outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = KeyFields::local_paths(self.instance, &mut outside)?;
+        let mut params = self.fields.paths.keys().chain(now.keys());
+        match params.find(|param| self.fields.paths.get(*param) != now.get(*param)) {
+            Some(param) => {
+                let message = format!("what `{param}` names changed while the stage ran; nothing was stored");
+                Err(Error::new(Exit::Failed, message).hint("run again when it is no longer written to"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn pause(&self, attempt: u32) {

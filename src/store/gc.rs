@@ -108,6 +108,7 @@ impl Store {
             for run in old_runs {
                 self.forget_run(&run.id)?;
             }
+            self.remove_half_made(keep.grace)?;
         }
         Ok(collected)
     }
@@ -184,6 +185,26 @@ impl Store {
             }
         }
         Ok(removed)
+    }
+
+    /// Removes what killed runs had begun to write: outputs, and files that were not renamed yet.
+    fn remove_half_made(&self, grace: Duration) -> Result<(), Error> {
+        for folder in ["attempts", "actions", "latest", "runs", "."] {
+            let path = self.root.join(folder);
+            for entry in fs::read_dir(&path).map_err(io_at(&path))?.flatten() {
+                let name = entry.file_name();
+                let half_made = folder == "attempts" || name.as_encoded_bytes().starts_with(b".tmp");
+                if !half_made || !older(modified(&entry.path())?, grace) {
+                    continue;
+                }
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    remove_tree(&entry.path())?;
+                } else {
+                    fs::remove_file(entry.path()).map_err(io_at(&entry.path()))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Hashes every byte of every result.

@@ -130,8 +130,11 @@ impl Store {
     pub fn runs(&self) -> Result<Vec<RunRecord>, Error> {
         let folder = self.root.join("runs");
         let entries = fs::read_dir(&folder).map_err(io_at(&folder))?.flatten();
+        // Others are half-made: what a killed run was about to note.
+        let paths = entries.map(|entry| entry.path());
+        let paths = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
         let mut runs: Vec<RunRecord> =
-            entries.filter_map(|entry| serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()).collect();
+            paths.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect();
         runs.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(runs)
     }

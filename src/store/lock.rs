@@ -1,9 +1,11 @@
 //! One lock a key: two runs never make the same thing at the same time; the second waits and reuses.
 //!
 //! `flock` on a file that stays: it dies with the last process that holds it open. The stage's process
-//! inherits it, so an orphan in its last moments still keeps a new run out of its work folder.
+//! inherits it, so an orphan in its last moments still keeps a new run out of its work folder. The file
+//! says who took it last, so that a waiting run can tell for whom it waits; nothing else goes by that.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,20 +19,26 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub struct KeyLock(pub File);
 
 impl KeyLock {
-    /// Takes the lock at `path`, waiting for at most `patience` (`None`: as long as it takes). Calls
-    /// `waiting` once if it has to wait; gives up with `None` when `stop` says so.
+    /// Takes the lock at `path` in the name of `who`, waiting for at most `patience` (`None`: as long as
+    /// it takes). Calls `waiting` with the holder once if it has to wait; gives up with `None` when
+    /// `stop` says so.
     pub(super) fn take(
         path: &Path,
+        who: &str,
         patience: Option<Duration>,
-        mut waiting: impl FnMut(),
+        mut waiting: impl FnMut(&str),
         stop: impl Fn() -> bool,
     ) -> Result<Option<Self>, Error> {
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(io_at(path))?;
+        let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(io_at(path))?;
         let since = Instant::now();
         let mut told = false;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Some(Self(file))),
+                Ok(()) => {
+                    // For people only: a disk that is full is told by what needs it.
+                    let _ = file.set_len(0).and_then(|()| file.write_all(who.as_bytes()));
+                    return Ok(Some(Self(file)));
+                }
                 Err(TryLockError::Error(error)) => return Err(Error::io(path, &error)),
                 Err(TryLockError::WouldBlock) => {}
             }
@@ -39,17 +47,21 @@ impl KeyLock {
             }
             if patience.is_some_and(|patience| since.elapsed() >= patience) {
                 let waited = since.elapsed().as_secs_f64();
-                return Err(Error::new(
-                    Exit::LockTimeout,
-                    format!("another run held the stage for {waited:.1} s"),
-                )
-                .hint("wait longer with `--lock-wait`, or stop the other run"));
+                let message = format!("another run held the stage for {waited:.1} s: {}", holder(path));
+                return Err(Error::new(Exit::LockTimeout, message)
+                    .hint("wait longer with `--lock-wait`, or stop the other run"));
             }
             if !told {
-                waiting();
+                waiting(&holder(path));
                 told = true;
             }
             std::thread::sleep(PAUSE);
         }
     }
+}
+
+/// Who took the lock last.
+fn holder(path: &Path) -> String {
+    let who = std::fs::read_to_string(path).unwrap_or_default();
+    if who.is_empty() { "another run".to_owned() } else { who }
 }

@@ -5,16 +5,19 @@
 //! file's stat; a file whose stat differs is hashed again. So damage done by any write is found and never
 //! served; bits that rot under an unchanged stat are found by `pipe verify` or `--check full`.
 
-use std::fs::{self, File};
+use std::collections::BTreeSet;
+use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::files::{remove_tree, sync_folder, write_atomic};
+use super::files::{remove_tree, write_atomic};
 use crate::digest::{Digest, files_below};
 use crate::error::{Error, Exit, io_at};
+use crate::fault::point;
 
 /// How closely an object is looked at before it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -73,6 +76,14 @@ impl Stat {
             modified_ns: ns(meta.mtime(), meta.mtime_nsec()),
             changed_ns: ns(meta.ctime(), meta.ctime_nsec()),
         })
+    }
+
+    /// Whether the last change, of content or of anything else, lies that far back by this machine's
+    /// clock. Nothing in the future does: a clock that was set back makes nothing old.
+    pub(super) fn is_older_than(&self, age: Duration) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let latest = self.modified_ns.max(self.changed_ns);
+        i128::try_from(now.saturating_sub(age).as_nanos()).is_ok_and(|then| latest <= then)
     }
 }
 
@@ -199,33 +210,53 @@ impl Objects {
         write_atomic(&folder.join("manifest.json"), &text)
     }
 
-    /// Takes over `attempt/files` as an object: read-only, hashed, flushed, renamed into place.
+    /// Makes `attempt/files` ready to be an object: read-only, hashed, its manifest beside it. Gives its
+    /// name, and what must be flushed before [`Objects::adopt`].
     ///
     /// # Errors
-    /// If something cannot be read or written. Nothing is then in the store.
-    pub(super) fn adopt(&self, attempt: &Path) -> Result<Digest, Error> {
+    /// If something cannot be read or written.
+    pub(super) fn prepare(&self, attempt: &Path) -> Result<(Digest, Vec<PathBuf>), Error> {
         let root = attempt.join("files");
-        seal(&root)?;
+        point("object: before");
+        let files = files_below(&root)?;
+        files.par_iter().try_for_each(|path| seal(&root.join(path)))?;
+        point("object: sealed");
         let manifest = Manifest::read(&root)?;
-        let digest = manifest.digest();
-        self.write_manifest(attempt, &manifest)?;
-        let target = self.folder(&digest);
+        let path = attempt.join("manifest.json");
+        let text = serde_json::to_vec(&manifest).expect("a manifest is plain data");
+        fs::write(&path, text).map_err(io_at(&path))?;
+        point("object: described");
+        let folders: BTreeSet<PathBuf> =
+            files.iter().flat_map(|path| path.ancestors().skip(1)).map(|folder| root.join(folder)).collect();
+        let mut unflushed = vec![path, attempt.to_owned()];
+        unflushed.extend(files.iter().map(|file| root.join(file)));
+        unflushed.extend(folders);
+        Ok((manifest.digest(), unflushed))
+    }
+
+    /// Takes over what was prepared and flushed. Gives the folder whose entries have changed.
+    ///
+    /// # Errors
+    /// If it cannot be renamed. Nothing is then in the store.
+    pub(super) fn adopt(&self, attempt: &Path, digest: &Digest) -> Result<PathBuf, Error> {
+        let target = self.folder(digest);
         let shelf = target.parent().expect("an object lies on a shelf");
         fs::create_dir_all(shelf).map_err(io_at(shelf))?;
         if target.exists() {
-            if self.check(&digest, Check::Full)?.is_ok() {
+            if self.check(digest, Check::Full)?.is_ok() {
                 remove_tree(attempt)?;
-                return Ok(digest);
+                return Ok(shelf.to_owned());
             }
-            self.discard(&digest)?;
+            self.discard(digest)?;
         }
+        point("object: before its rename");
         match fs::rename(attempt, &target) {
             // Another run with another key came to the same bytes first.
             Err(_) if target.exists() => remove_tree(attempt)?,
             other => other.map_err(io_at(&target))?,
         }
-        sync_folder(shelf)?;
-        Ok(digest)
+        point("object: renamed");
+        Ok(shelf.to_owned())
     }
 
     /// Takes an object out of the store.
@@ -236,28 +267,22 @@ impl Objects {
         fs::create_dir_all(&self.trash).map_err(io_at(&self.trash))?;
         let away = tempfile::tempdir_in(&self.trash).map_err(io_at(&self.trash))?;
         let folder = self.folder(digest);
+        point("discard: before");
         match fs::rename(&folder, away.path().join("object")) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io(&folder, &error));
             }
             _ => {}
         }
+        point("discard: renamed");
         remove_tree(away.path())
     }
 }
 
-/// Makes every file below `root` read-only and durable, and every folder durable.
-fn seal(root: &Path) -> Result<(), Error> {
-    let files = files_below(root)?;
-    files.par_iter().try_for_each(|path| {
-        let full = root.join(path);
-        let file = File::open(&full).map_err(io_at(&full))?;
-        let mode = file.metadata().map_err(io_at(&full))?.permissions().mode();
-        let read_only = fs::Permissions::from_mode(0o444 | (mode & 0o111));
-        file.set_permissions(read_only).and_then(|()| file.sync_all()).map_err(io_at(&full))
-    })?;
-    let folders: std::collections::BTreeSet<PathBuf> =
-        files.iter().flat_map(|path| path.ancestors().skip(1)).map(|folder| root.join(folder)).collect();
-    folders.iter().rev().try_for_each(|folder| sync_folder(folder))?;
-    sync_folder(root)
+/// Makes a file read-only.
+fn seal(path: &Path) -> Result<(), Error> {
+    let mode = fs::metadata(path).map_err(io_at(path))?.permissions().mode();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o444 | (mode & 0o111))).map_err(io_at(path))?;
+    point("object: a file sealed");
+    Ok(())
 }

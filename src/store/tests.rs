@@ -28,14 +28,16 @@ fn action(object: Digest) -> Action {
 
 fn enter(store: &Store, key: &StageKey) -> Entry {
     // A process that another test starts holds inherited locks for the moment between fork and exec.
-    store.enter(key, false, Some(Duration::from_secs(5)), || {}, || false).unwrap()
+    store.enter(key, "a test", false, Some(Duration::from_secs(5)), |_| {}, || false).unwrap()
 }
 
 fn make(store: &Store, key: &StageKey, text: &str) -> Action {
     let Entry::Miss(slot) = enter(store, key) else { panic!("expected a miss") };
     fs::create_dir(slot.out().join("sub")).unwrap();
     fs::write(slot.out().join("sub/file"), text).unwrap();
-    slot.commit(action).unwrap()
+    let (action, rest) = slot.commit(action).unwrap();
+    rest.finish().unwrap();
+    action
 }
 
 #[test]
@@ -158,15 +160,17 @@ fn a_newer_store_is_refused() {
 fn the_second_of_two_waits_and_reuses() {
     let (_folder, store) = store();
     let Entry::Miss(slot) = enter(&store, &key("a")) else { panic!("expected a miss") };
-    let error = store.enter(&key("a"), false, Some(Duration::ZERO), || {}, || false).unwrap_err();
+    let error =
+        store.enter(&key("a"), "a second", false, Some(Duration::ZERO), |_| {}, || false).unwrap_err();
     assert_eq!(error.exit, Exit::LockTimeout);
+    assert!(error.message.contains("a test"), "{error}");
     let second = std::thread::spawn({
         let store = store.clone();
-        move || store.enter(&key("a"), false, None, || {}, || false).unwrap()
+        move || store.enter(&key("a"), "a third", false, None, |_| {}, || false).unwrap()
     });
     std::thread::sleep(Duration::from_millis(50));
     fs::write(slot.out().join("file"), "made once").unwrap();
-    slot.commit(action).unwrap();
+    slot.commit(action).unwrap().1.finish().unwrap();
     assert!(matches!(second.join().unwrap(), Entry::Hit(_)));
 }
 

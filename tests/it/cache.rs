@@ -75,6 +75,40 @@ fn a_copied_store_is_used() {
     place.pipe("run p.toml").env("PIPE_STORE", "copy").ends(0).counts(3, 0, 0);
 }
 
+/// A clone has other paths, other inodes and other times; nothing of that is in a key.
+#[test]
+fn a_cloned_moved_and_touched_project_runs_nothing() {
+    let text = [chain(), "[stages.get]\nkind = \"download\"\nsource = \"data\"\n".into()].concat();
+    let text = text.replace("echo a >> @/ran; ", "").replace("echo b >> @/ran; ", "");
+    let place = Place::new(&text.replace("echo c >> @/ran; ", ""));
+    std::fs::create_dir(place.path("project")).unwrap();
+    std::fs::create_dir(place.path("project/data")).unwrap();
+    place.write("project/data/rows.json", "[1]");
+    std::fs::rename(place.path("p.toml"), place.path("project/p.toml")).unwrap();
+    let shell = |command: &str| {
+        let done =
+            std::process::Command::new("sh").args(["-c", command]).current_dir(place.path("")).status();
+        assert!(done.unwrap().success(), "{command}");
+    };
+    let run = |folder: &str| {
+        let mut call = place.pipe("run p.toml");
+        call.within(folder);
+        call.ends(0)
+    };
+    run("project").counts(0, 4, 0);
+    shell("find project -exec touch -h {} +");
+    run("project").counts(4, 0, 0);
+    shell("cp -r project clone");
+    run("clone").counts(4, 0, 0);
+    shell("mv project moved");
+    run("moved").counts(4, 0, 0);
+    // Only the content counts.
+    place.write("clone/data/rows.json", "[2]");
+    run("clone").counts(3, 1, 0);
+    shell("mv clone/data/rows.json clone/data/other.json && printf '[1]' > clone/data/other.json");
+    run("clone").counts(3, 1, 0);
+}
+
 #[test]
 fn whatever_changes_a_stage_runs_it_again() {
     let before = "x = 1\n[stages.a]\nkind = \"command\"\nargv = [\"sh\", \"-c\", \"echo $0 $1 > $OUT/x\", \"p\", \"q\"]\nenv = { A = \"1\" }\n";
@@ -120,6 +154,23 @@ fn an_edited_local_file_is_a_new_run_and_a_touched_one_is_not() {
     place.write("data.json", "[1]");
     place.run().counts(1, 0, 0);
     assert_eq!(place.output("get")[0].1, b"[1]");
+}
+
+#[test]
+fn a_local_file_that_lies_elsewhere_is_the_same_and_one_of_another_name_is_not() {
+    let get = |path: &str| format!("[stages.get]\nkind = \"download\"\nsource = \"{path}\"\n");
+    let place = Place::new(&get("@/data.json"));
+    place.write("data.json", "[1]");
+    place.run().counts(0, 1, 0);
+    std::fs::create_dir(place.path("elsewhere")).unwrap();
+    std::fs::rename(place.path("data.json"), place.path("elsewhere/data.json")).unwrap();
+    for path in ["@/elsewhere/data.json", "elsewhere/data.json", "file://@/elsewhere/data.json"] {
+        place.pipeline(&get(path));
+        place.run().counts(1, 0, 0);
+    }
+    std::fs::rename(place.path("elsewhere/data.json"), place.path("elsewhere/other.json")).unwrap();
+    place.pipeline(&get("elsewhere/other.json"));
+    place.run().counts(0, 1, 0);
 }
 
 #[test]

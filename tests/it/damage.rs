@@ -46,12 +46,69 @@ fn a_cut_off_action_is_made_again() {
 }
 
 #[test]
-fn an_input_that_a_stage_damages_leads_to_no_result() {
-    let script = "chmod u+w $IN_A/text; echo changed > $IN_A/text; echo x > $OUT/x";
-    let place = Place::new(&[chain(), stage("vandal", script, "inputs = { a = \"c\" }")].concat());
-    place.pipe("run p.toml").ends(1).says(&["vandal", "changed while"]);
-    place.run_until_c();
-    assert_eq!(place.output("c")[0].1, b"one\ntwo\nthree\n");
+fn an_input_that_is_damaged_or_vanishes_under_way_leads_to_no_result() {
+    for damage in ["chmod u+w $IN_A/text; echo changed > $IN_A/text", "rm -rf $IN_A", "touch $IN_A/more"] {
+        let script = format!("{damage}; echo x > $OUT/x");
+        let place = Place::new(&[chain(), stage("vandal", &script, "inputs = { a = \"c\" }")].concat());
+        place.pipe("run p.toml").ends(1).says(&["vandal", "changed while"]);
+        place.run_until_c();
+        assert_eq!(place.output("c")[0].1, b"one\ntwo\nthree\n");
+        assert!(place.stored("files/x").is_empty(), "{damage}");
+    }
+}
+
+/// The lock of the stage's key is held from outside, so that it starts when its key is long known.
+#[test]
+fn a_local_file_that_changes_or_vanishes_before_it_is_copied_leads_to_no_result() {
+    for change in ["edit", "remove"] {
+        let place = Place::new("[stages.get]\nkind = \"download\"\nsource = \"@/data\"\n");
+        place.write("data", "first");
+        let planned: serde_json::Value =
+            serde_json::from_str(&place.pipe("plan p.toml --json").ends(0).out).unwrap();
+        let lock = place.path(".pipe/locks").join(planned["stages"][0]["key"].as_str().unwrap());
+        let lock = fs::File::create(lock).unwrap();
+        lock.lock().unwrap();
+        let run = place.pipe("run p.toml").start();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        match change {
+            "edit" => place.write("data", "second"),
+            _ => fs::remove_file(place.path("data")).unwrap(),
+        }
+        drop(lock);
+        let (code, said) = run.wait();
+        assert_eq!(code, Some(1), "{change}: {said:?}");
+        assert!(place.stored("files/data").is_empty(), "{change}: stored under the wrong key");
+        // Back to the first content: it must be what the key of the first content leads to.
+        place.write("data", "first");
+        place.run().counts(0, 1, 0);
+        assert_eq!(place.output("get")[0].1, b"first");
+    }
+}
+
+#[test]
+fn with_a_clock_that_was_moved_back_nothing_is_lost_and_nothing_stale_is_served() {
+    let text = "[stages.get]\nkind = \"download\"\nsource = \"@/data\"\n";
+    let place = Place::new(&[text, &chain()].concat());
+    place.write("data", "first");
+    let future = |path: &Path| {
+        let done = Command::new("find")
+            .arg(path)
+            .args(["-exec", "touch", "-h", "-d", "tomorrow", "{}", "+"])
+            .status()
+            .unwrap();
+        assert!(done.success());
+    };
+    future(&place.path("data"));
+    place.run().counts(0, 4, 0);
+    future(&place.path(".pipe"));
+    place.run().counts(4, 0, 0);
+    // The same size and the same time, but other content.
+    place.write("data", "other");
+    future(&place.path("data"));
+    place.run().counts(3, 1, 0);
+    assert_eq!(place.output("get")[0].1, b"other");
+    place.pipe("gc --keep 1").ends(0).says(&["removed 0 results"]);
+    place.pipe("verify").ends(0);
 }
 
 impl Place {

@@ -10,6 +10,7 @@ fn of_two_runs_at_once_the_second_waits_and_reuses() {
     let place = Place::new(&gated());
     let first = place.pipe("run p.toml").start();
     until("the first run is in its stage", || place.lines("ran") == 1);
+    let holder = format!("waits for process {} (pipeline `p`)", first.pid());
     let second = place.pipe("run p.toml").start();
     std::thread::sleep(std::time::Duration::from_millis(300));
     place.write("go", "");
@@ -17,7 +18,7 @@ fn of_two_runs_at_once_the_second_waits_and_reuses() {
     assert_eq!(code, Some(0), "{said:?}");
     let (code, waited) = second.wait();
     assert_eq!(code, Some(0), "{waited:?}");
-    waited.counts(1, 0, 0).says(&["waits for another run"]);
+    waited.counts(1, 0, 0).says(&[&holder]);
     assert_eq!(place.lines("ran"), 1);
 }
 

@@ -110,6 +110,12 @@ impl Call {
         self
     }
 
+    /// In a folder of the place.
+    pub fn within(&mut self, folder: &str) {
+        let place = self.0.get_current_dir().unwrap().join(folder);
+        self.0.current_dir(place);
+    }
+
     /// Runs it to its end, which must have exit code `code`.
     pub fn ends(mut self, code: i32) -> Said {
         let output = self.0.stdin(Stdio::null()).output().unwrap();
@@ -212,6 +218,23 @@ pub fn processes(mark: &str) -> Vec<u32> {
         String::from_utf8_lossy(&command).replace('\0', " ").contains(mark)
     })
     .collect()
+}
+
+/// Whether a stage's process still works in the place's folder.
+#[cfg(target_os = "linux")]
+pub fn within(place: &Place) -> bool {
+    let folder = place.path("").canonicalize().unwrap();
+    let there = |pid: &u32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == folder);
+    processes("exec-stage").iter().any(there)
+}
+
+pub fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+}
+
+/// A number from the environment that makes a short test a long one: `PIPE_KILLS=1000 PIPE_SEED=7`.
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
 
 /// A `command` stage that runs `script` in a shell, as TOML. `more` are further lines of its table.

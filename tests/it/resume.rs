@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::place::{Place, processes, stage, until};
+use super::place::{Place, processes, setting, stage, until, within};
 
 /// Six stages, each a few milliseconds to a few hundred; two of them resume from their work folder.
 fn pipeline(mark: &str) -> String {
@@ -34,11 +34,7 @@ fn random(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// How many runs are killed. `PIPE_KILLS=1000 PIPE_SEED=7` makes it a long test.
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
+/// `PIPE_KILLS=1000 PIPE_SEED=7` makes it a long test.
 #[test]
 fn killed_at_random_moments_a_run_goes_on_and_ends_in_the_same_bytes() {
     let undisturbed = Place::new(&pipeline("true"));
@@ -53,9 +49,7 @@ fn killed_at_random_moments_a_run_goes_on_and_ends_in_the_same_bytes() {
             run.signal("KILL");
             killed += u64::from(run.wait().0.is_none());
         }
-        until("no stage outlives its run", || {
-            processes("exec-stage").iter().all(|pid| !within(*pid, &place))
-        });
+        until("no stage outlives its run", || !within(&place));
         place.run().says(&[", 0 failed"]);
         assert_eq!(place.output("end"), undisturbed.output("end"));
         assert_eq!(place.output("many"), undisturbed.output("many"));
@@ -63,12 +57,6 @@ fn killed_at_random_moments_a_run_goes_on_and_ends_in_the_same_bytes() {
         place.pipe("verify").ends(0);
     }
     until("nothing that a stage started outlives its run", || processes("sleep 7511").is_empty());
-}
-
-/// Whether a process works in the place's folder.
-fn within(pid: u32, place: &Place) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/cwd"))
-        .is_ok_and(|folder| folder == place.path("").canonicalize().unwrap())
 }
 
 #[test]

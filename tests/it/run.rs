@@ -50,6 +50,43 @@ fn arms_of_a_matrix_run_side_by_side_and_are_collected_in_order() {
 }
 
 #[test]
+fn a_matrix_is_a_product_less_some_rows_and_more_others_and_seeds_are_an_axis() {
+    let rows = "method = [\"lora\", \"dora\"], rank = [8, 16], seed = [1, 2], \
+                exclude = [{ method = \"dora\", rank = 16 }], include = [{ method = \"full\", rank = 0, seed = 1 }]";
+    let text = |rows: &str| {
+        [
+            stage(
+                "arm",
+                "echo ${matrix.method}-${matrix.rank}-${matrix.seed} > $OUT/x",
+                &format!("matrix = {{ {rows} }}"),
+            ),
+            stage(
+                "mark",
+                "cat $IN_ARM/x > $OUT/x; echo ${matrix.seed} >> $OUT/x",
+                "inputs = { arm = \"arm\" }",
+            ),
+            stage(
+                "all",
+                "for d in $IN_ARMS; do head -n 1 $d/x; done > $OUT/x",
+                "inputs = { arms = \"mark[*]\" }",
+            ),
+        ]
+        .concat()
+    };
+    let place = Place::new(&text(rows));
+    place.run().counts(0, 15, 0);
+    let arms = String::from_utf8(place.output("all")[0].1.clone()).unwrap();
+    assert_eq!(
+        arms.split_whitespace().collect::<Vec<_>>(),
+        ["lora-8-1", "lora-8-2", "lora-16-1", "lora-16-2", "dora-8-1", "dora-8-2", "full-0-1"]
+    );
+    assert_eq!(place.output("mark[dora,8,2]")[0].1, b"dora-8-2\n2\n");
+    // A seed more: only its arms, what hangs on them, and what collects them.
+    place.pipeline(&text(&rows.replace("seed = [1, 2]", "seed = [1, 2, 3]")));
+    place.run().counts(14, 7, 0);
+}
+
+#[test]
 fn jobs_caps_what_runs_side_by_side() {
     let script = "mkdir @/lock && sleep 0.1 && rmdir @/lock && echo ${matrix.arm} > $OUT/x";
     let place =
@@ -115,12 +152,17 @@ fn a_stage_that_takes_longer_than_its_timeout_is_stopped() {
 fn a_failing_stage_is_tried_again_as_often_as_it_says() {
     let script = "echo x >> @/ran; ls $OUT | wc -l >> @/found; touch $OUT/half; [ $(wc -l < @/ran) -ge 3 ]";
     let place = Place::new(&stage("flaky", script, "retries = 2"));
+    let start = Instant::now();
     place.run().counts(0, 1, 0).says(&["retry 1", "retry 2"]);
     assert_eq!(place.lines("ran"), 3);
     assert_eq!(
         place.read("found").split_whitespace().collect::<Vec<_>>(),
         ["0", "0", "0"],
         "each attempt starts empty"
+    );
+    assert!(
+        start.elapsed() >= Duration::from_secs(3),
+        "a second before the first retry, two before the next"
     );
     let place = Place::new(&stage("flaky", script, "retries = 1"));
     place.pipe("run p.toml").ends(1);

@@ -32,7 +32,9 @@ impl Param {
     }
 
     /// The same parameter, whose text may be a path on this machine. Where such a path exists, the
-    /// runner puts the digest of its content into the key, so that an edited file is a new run.
+    /// runner puts the digest of its content into the key in place of the text, so that an edited file is
+    /// a new run and a moved one is not. Of the text only a file's own name stays: the folder that it
+    /// lies in must not change a single output byte.
     #[must_use]
     pub const fn local_path(mut self) -> Self {
         self.path = true;
