@@ -190,6 +190,12 @@ const PARAMS: &[Param] = &[
         "held-out rows for that, from the first; 0: all",
     ),
     Param::new(
+        "movement_every",
+        Type::at_least(0),
+        Default::Int(0),
+        "an adapter's ΔM and ΔD in the metrics of every n-th step; saved steps have them anyway",
+    ),
+    Param::new(
         "checkpointing",
         Type::Bool,
         Default::Bool(false),
@@ -249,6 +255,7 @@ struct Settings {
     save_steps: Vec<u64>,
     eval_every: u64,
     eval_rows: usize,
+    movement_every: u64,
     checkpointing: bool,
     save_dtype: String,
     compute_dtype: String,

@@ -18,6 +18,7 @@ use super::{Settings, VERSION};
 use crate::batch::{self, Batch};
 use crate::metrics::{Metrics, Record};
 use crate::state::{Manifest, State};
+use crate::tensorboard;
 use crate::trainer::Report;
 
 /// How often progress is told, at most.
@@ -131,19 +132,20 @@ impl<'a> Session<'a> {
             ..Record::default()
         };
         let every = self.settings.eval_every;
-        if !self.heldout.is_empty() && every > 0 && (step.is_multiple_of(every) || last) {
+        if !self.heldout.is_empty() && every > 0 && (last || is_turn(step, every)) {
             let (sum, tokens) = self.setup.trainer.evaluate(&self.heldout)?;
             record.eval_loss = Some(sum / tokens as f64);
         }
-        if last || due(self.settings, step) {
-            if self.setup.adapter.is_some() {
-                let moved = self.setup.trainer.movement()?;
-                let mean = |pick: fn(&(String, f64, f64)) -> f64| {
-                    moved.iter().map(pick).sum::<f64>() / moved.len().max(1) as f64
-                };
-                record.delta_magnitude = Some(mean(|module| module.1));
-                record.delta_direction = Some(mean(|module| module.2));
-            }
+        let saved = last || due(self.settings, step);
+        if self.setup.adapter.is_some() && (saved || is_turn(step, self.settings.movement_every)) {
+            let moved = self.setup.trainer.movement()?;
+            let mean = |pick: fn(&(String, f64, f64)) -> f64| {
+                moved.iter().map(pick).sum::<f64>() / moved.len().max(1) as f64
+            };
+            record.delta_magnitude = Some(mean(|module| module.1));
+            record.delta_direction = Some(mean(|module| module.2));
+        }
+        if saved {
             self.save(&ctx.work().join(step_dir(step)))?;
         }
         self.metrics.add(&record)?;
@@ -200,6 +202,7 @@ impl<'a> Session<'a> {
         }
         let metrics = ctx.out().join(Metrics::FILE);
         fs::copy(ctx.work().join(Metrics::FILE), &metrics).map_err(at(&metrics))?;
+        tensorboard::write(ctx.out(), &fs::read_to_string(&metrics).map_err(at(&metrics))?)?;
         self.magnitudes_moved(ctx)?;
         self.run_info(steps, ctx)?;
         ctx.summary(&self.table(ctx)?)
@@ -266,8 +269,12 @@ impl<'a> Session<'a> {
 
 /// Whether the parameters ask to keep the result of a step.
 fn due(settings: &Settings, step: u64) -> bool {
-    (settings.save_every > 0 && step.is_multiple_of(settings.save_every))
-        || settings.save_steps.contains(&step)
+    is_turn(step, settings.save_every) || settings.save_steps.contains(&step)
+}
+
+/// Whether a step is an `every`-th one; 0 is never.
+fn is_turn(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
 }
 
 /// What must be the same for a checkpoint to be taken up.
