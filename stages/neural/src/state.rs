@@ -14,7 +14,8 @@ use formats::weights::{self, Tensor, Weights};
 use serde::{Deserialize, Serialize};
 
 use crate::loss_scale::LossScale;
-use crate::metrics::Metrics;
+use crate::metrics::Lines;
+use crate::watch::Watch;
 
 /// Parameters and moments of one group, on the host.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,12 +27,15 @@ pub struct HostSlab {
 }
 
 /// A checkpoint's manifest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Steps done.
     pub step: u64,
     /// Bytes of `metrics.jsonl` up to this step.
     pub metrics_bytes: u64,
+    /// Bytes of `samples.jsonl`, 0 where none are asked for.
+    #[serde(default)]
+    pub samples_bytes: u64,
     /// What must be the same for the run to go on: parameters that matter, and what is trained.
     pub fingerprint: String,
     /// Where it was computed.
@@ -39,6 +43,9 @@ pub struct Manifest {
     /// The scale of the loss for the next step.
     #[serde(default)]
     pub loss_scale: LossScale,
+    /// The held-out loss so far.
+    #[serde(default)]
+    pub watch: Watch,
 }
 
 /// A checkpoint.
@@ -95,7 +102,9 @@ impl State {
     }
 
     fn fits(&self, work: &Path, fingerprint: &str) -> bool {
-        self.manifest.fingerprint == fingerprint && Metrics::reaches(work, self.manifest.metrics_bytes)
+        self.manifest.fingerprint == fingerprint
+            && Lines::reaches(work, Lines::METRICS, self.manifest.metrics_bytes)
+            && Lines::reaches(work, Lines::SAMPLES, self.manifest.samples_bytes)
     }
 }
 
@@ -171,9 +180,11 @@ mod tests {
         let manifest = Manifest {
             step,
             metrics_bytes: 0,
+            samples_bytes: 0,
             fingerprint: fingerprint.into(),
             device: "cpu".into(),
             loss_scale: LossScale::dynamic(),
+            watch: Watch { best: Some((step, 0.1)), ..Watch::default() },
         };
         State { manifest, slabs: vec![slab("block-000", step as f32), slab("block-001", 0.1)] }
     }

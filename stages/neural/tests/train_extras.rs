@@ -3,14 +3,17 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use contract::ErrorKind;
+use formats::adapter::Adapter;
+use formats::run::{RunInfo, step_dir};
 use neural::batch::SplitMix64;
 use neural::tensorboard;
-use serde_json::{Value, json};
-use support::{Bench, Told, tree};
+use serde_json::{Map, Value, json};
+use support::{Bench, Told, VOCAB, plan, rows, tree};
 
 fn lora(more: Value) -> Value {
     let mut given = json!({ "method": "lora", "rank": 4, "alpha": 8.0, "lr": 1e-2, "max_steps": 24, "warmup_steps": 3, "batch_size": 8, "save_every": 10, "eval_every": 12, "device": "cpu" });
@@ -96,4 +99,160 @@ fn a_stopped_run_has_the_event_file_of_one_that_was_not() {
     bench.run("whole", &settings);
     assert!(stopped_again_and_again(&bench, "stopped", &settings) > 0);
     assert!(tree(&bench.out("whole")) == tree(&bench.out("stopped")));
+}
+
+/// Too fast a learner for so few rows: its held-out loss soon rises.
+fn overfits(more: Value) -> Value {
+    let mut given = lora(
+        json!({ "lr": 3e-2, "max_steps": 200, "eval_every": 4, "save_every": 0, "schedule": "constant", "keep_best": true, "checkpoint_every": 7 }),
+    );
+    given.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    given
+}
+
+fn run_info(bench: &Bench, name: &str) -> RunInfo {
+    RunInfo::read(&bench.out(name)).unwrap()
+}
+
+#[test]
+fn a_run_ends_when_its_patience_does_and_keeps_its_best_step() {
+    let bench = Bench::with(&rows(12, 1), &rows(10, 2));
+    let told = bench.run("early", &overfits(json!({ "early_stop_patience": 3 })));
+    bench.run("late", &overfits(json!({ "max_steps": 60 })));
+    let losses: Vec<(u64, f64)> = bench
+        .metrics("early")
+        .iter()
+        .filter_map(|line| Some((line["step"].as_u64()?, line.get("eval_loss")?.as_f64()?)))
+        .collect();
+    let best = losses.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    let end = losses.last().unwrap().0;
+    assert_eq!(end, best.0 + 3 * 4, "three evaluations after the best: {losses:?}");
+    assert!(end < 200);
+    let info = run_info(&bench, "early");
+    assert_eq!((info.steps, info.total_steps, info.best_step), (vec![best.0, end], end, Some(best.0)));
+    assert!(told.notes().iter().any(|note| note.starts_with("stops early")), "{:?}", told.notes());
+    assert_eq!(
+        bench.losses("early")[..],
+        bench.losses("late")[..end as usize],
+        "stopping changes nothing before"
+    );
+    let summary = std::fs::read_to_string(bench.out("early").join("summary.json")).unwrap();
+    assert!(summary.contains(&format!("at {}", best.0)), "{summary}");
+    // the best step as the run that saves every step has it
+    bench.run("all", &overfits(json!({ "max_steps": end, "save_every": 1 })));
+    let step = step_dir(best.0);
+    assert_eq!(tree(&bench.out("early").join(&step)), tree(&bench.out("all").join(&step)));
+}
+
+#[test]
+fn a_stopped_run_ends_early_where_one_does_that_was_not() {
+    let bench = Bench::with(&rows(12, 1), &rows(10, 2));
+    let settings = overfits(json!({ "early_stop_patience": 20, "lr": 1e-2 }));
+    bench.run("whole", &settings);
+    assert!(run_info(&bench, "whole").total_steps < 200);
+    assert!(stopped_again_and_again(&bench, "stopped", &settings) > 0);
+    assert_eq!(tree(&bench.out("whole")), tree(&bench.out("stopped")));
+    let left = std::fs::read_dir(bench.work("stopped")).unwrap().map(|entry| entry.unwrap().file_name());
+    let steps = left.filter(|name| name.to_string_lossy().starts_with("step-")).count();
+    assert_eq!(steps, 2, "the best and the last");
+}
+
+#[test]
+fn going_by_a_loss_that_nobody_measures_is_refused() {
+    let errors = plan(&json!({ "early_stop_patience": 2, "keep_best": true })).err().unwrap();
+    let keys: Vec<&str> = errors.iter().map(|error| error.key.as_str()).collect();
+    assert_eq!(keys, ["early_stop_patience", "keep_best"]);
+    let bench = Bench::with(&rows(12, 1), &rows(0, 2));
+    let refused = bench.attempt("run", &overfits(json!({})), &AtomicBool::new(false), &Told::default());
+    assert!(refused.unwrap_err().message.contains("no held-out rows"));
+}
+
+fn samples(bench: &Bench, name: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(bench.out(name).join("samples.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn answering(more: Value) -> Value {
+    let mut given = lora(
+        json!({ "method": "dora", "max_steps": 120, "generate_every": 25, "generate_rows": 3, "generate_tokens": 5, "eval_every": 0, "checkpoint_every": 7 }),
+    );
+    given.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    given
+}
+
+#[test]
+fn held_out_prompts_are_answered_while_training_and_that_changes_nothing() {
+    let heldout = rows(10, 2);
+    let bench = Bench::with(&rows(50, 1), &heldout);
+    bench.run("run", &answering(json!({ "dropout": 0.1 })));
+    bench.run("silent", &answering(json!({ "dropout": 0.1, "generate_every": 0 })));
+    assert_eq!(bench.losses("run"), bench.losses("silent"));
+    assert!(!bench.out("silent").join("samples.jsonl").exists());
+    let samples = samples(&bench, "run");
+    let places: Vec<_> = samples.iter().map(|line| (line["step"].as_u64(), line["row"].as_u64())).collect();
+    let expected = [25, 50, 75, 100, 120].map(|step| [0, 1, 2].map(|row| (Some(step), Some(row))));
+    assert_eq!(places, expected.concat());
+    for line in &samples {
+        let row = &heldout.rows[line["row"].as_u64().unwrap() as usize];
+        assert_eq!(line["prompt"], json!(row.ids[..row.prompt_len]));
+        assert_eq!(line["expected"], json!(row.ids[row.prompt_len..]));
+        assert!(line["answer"].as_array().unwrap().len() <= 5);
+    }
+    let answers = |step: u64| -> Vec<&Value> {
+        samples.iter().filter(|line| line["step"] == step).map(|line| &line["answer"]).collect()
+    };
+    assert_ne!(answers(25), answers(120), "what is learnt shows");
+    // the saved adapter on the base says the same
+    let device = neural::device::open("cpu", 0).unwrap().device;
+    let mut model = neural::model::Llama::load(&bench.dir.path().join("model"), &device).unwrap();
+    model.attach(&Adapter::read(&bench.out("run").join(step_dir(120))).unwrap()).unwrap();
+    let prompts: Vec<_> = heldout.rows[..3].iter().map(|row| row.ids[..row.prompt_len].to_vec()).collect();
+    let again = neural::generate::greedy(&model, &prompts, 5, &[2], |_| Ok(())).unwrap();
+    assert_eq!(
+        answers(120),
+        again.iter().map(|ids| json!(ids)).collect::<Vec<_>>().iter().collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn a_stopped_run_has_the_samples_of_one_that_was_not() {
+    let bench = Bench::new();
+    bench.run("whole", &answering(json!({ "generate_every": 3 })));
+    assert!(stopped_again_and_again(&bench, "stopped", &answering(json!({ "generate_every": 3 }))) > 0);
+    assert_eq!(samples(&bench, "whole").len(), 120);
+    assert_eq!(tree(&bench.out("whole")), tree(&bench.out("stopped")));
+}
+
+#[test]
+fn samples_are_text_where_the_model_has_a_tokenizer() {
+    let bench = Bench::new();
+    write_tokenizer(&bench.dir.path().join("model"));
+    bench.run("run", &answering(json!({ "max_steps": 6 })));
+    let first = &samples(&bench, "run")[0];
+    let ids = &rows(10, 2).rows[0];
+    let words: Vec<String> = ids.ids[..ids.prompt_len].iter().map(|id| format!("w{id}")).collect();
+    assert_eq!(first["prompt"], json!(words.join(" ")));
+    assert!(first["answer"].is_string());
+}
+
+#[test]
+fn samples_without_held_out_rows_are_a_warning() {
+    let bench = Bench::with(&rows(12, 1), &rows(0, 2));
+    let told = bench.run("run", &answering(json!({ "max_steps": 6 })));
+    assert!(told.warnings()[0].contains("no samples"), "{:?}", told.warnings());
+}
+
+/// A word for each token: `w3 w4 …`; ids below 3 are special.
+fn write_tokenizer(model: &Path) {
+    let vocab: Map<String, Value> =
+        (0..VOCAB).map(|id| (if id < 3 { format!("<{id}>") } else { format!("w{id}") }, json!(id))).collect();
+    let special: Vec<Value> = (0..3)
+        .map(|id| json!({ "id": id, "content": format!("<{id}>"), "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true }))
+        .collect();
+    let text = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": special, "normalizer": null,
+        "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<0>" },
+    });
+    std::fs::write(model.join("tokenizer.json"), text.to_string()).unwrap();
 }

@@ -11,6 +11,7 @@ use formats::tokens::TokenSet;
 use formats::weights::Weights;
 
 use super::Settings;
+use super::samples::Prompts;
 use crate::batch::{self, Deal};
 use crate::device::{self, Opened};
 use crate::model::Llama;
@@ -29,6 +30,8 @@ pub struct Setup {
     pub train: TokenSet,
     /// Rows to evaluate on; perhaps none.
     pub heldout: TokenSet,
+    /// Held-out prompts to answer while training.
+    pub prompts: Option<Prompts>,
     /// How rows are dealt out.
     pub deal: Deal,
     /// Optimizer steps.
@@ -44,7 +47,8 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     let (model, data) = (ctx.input("model")?, ctx.input("data")?);
     let config = LlamaConfig::read(&model)?;
     let (train, heldout) = rows(&data, &config, ctx)?;
-    let heldout = evaluated(heldout, settings, ctx);
+    let prompts = Prompts::read(&heldout, settings, &model, ctx)?;
+    let heldout = evaluated(heldout, settings, ctx)?;
     let deal = Deal {
         rows: train.rows.len(),
         batch: settings.batch_size,
@@ -74,7 +78,7 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     fits(&trainer, &opened)?;
     let device = opened.iter().map(|opened| opened.label.clone()).collect::<Vec<_>>().join(" + ");
     let base_digest = Weights::open(&model)?.digest()?;
-    Ok(Setup { trainer, config, adapter, train, heldout, deal, total, device, base_digest })
+    Ok(Setup { trainer, config, adapter, train, heldout, prompts, deal, total, device, base_digest })
 }
 
 fn opened_label(index: usize) -> String {
@@ -150,15 +154,20 @@ fn check_ids(set: &TokenSet, what: &str, config: &LlamaConfig) -> Result<(), Sta
 }
 
 /// The held-out rows that the run will look at.
-fn evaluated(mut heldout: TokenSet, settings: &Settings, ctx: &Context<'_>) -> TokenSet {
+fn evaluated(mut heldout: TokenSet, settings: &Settings, ctx: &Context<'_>) -> Result<TokenSet, StageError> {
     if settings.eval_every == 0 {
         heldout.rows.clear();
+    } else if heldout.rows.is_empty() && (settings.early_stop_patience > 0 || settings.keep_best) {
+        return Err(StageError::new(
+            "`early_stop_patience` and `keep_best` go by the held-out loss, and there are no held-out rows",
+        )
+        .hint("hold rows out in the tokenize stage, or leave both out"));
     } else if heldout.rows.is_empty() {
         ctx.warn("there are no held-out rows: no evaluation while training");
     } else if settings.eval_rows > 0 {
         heldout.rows.truncate(settings.eval_rows);
     }
-    heldout
+    Ok(heldout)
 }
 
 /// Where training begins.
