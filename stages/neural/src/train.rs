@@ -23,6 +23,7 @@ use crate::schedule::{Schedule, Shape};
 use crate::trainer::{Normalisation, Options};
 
 mod export;
+mod resume;
 mod samples;
 mod session;
 mod setup;
@@ -39,6 +40,7 @@ const INPUTS: &[Input] = &[
     Input::one("model", "model folder, float or NF4"),
     Input::one("data", "folder of a tokenize stage"),
     Input::optional("adapter", "PEFT folder to start from instead of a fresh adapter"),
+    Input::optional("resume", "a finished train stage with `save_state`, to go on from its last step"),
 ];
 
 const PARAMS: &[Param] = &[
@@ -179,6 +181,12 @@ const PARAMS: &[Param] = &[
         "keep the result of these steps as well",
     ),
     Param::new(
+        "save_state",
+        Type::Bool,
+        Default::Bool(false),
+        "keep parameters and moments after the last step, for a longer run's input `resume`",
+    ),
+    Param::new(
         "eval_every",
         Type::at_least(0),
         Default::Int(0),
@@ -284,6 +292,7 @@ struct Settings {
     seed: u64,
     save_every: u64,
     save_steps: Vec<u64>,
+    save_state: bool,
     eval_every: u64,
     eval_rows: usize,
     early_stop_patience: u64,

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use contract::ErrorKind;
+use contract::{Artifact, ErrorKind};
 use formats::adapter::Adapter;
 use formats::run::{RunInfo, step_dir};
 use neural::batch::SplitMix64;
@@ -255,4 +255,71 @@ fn write_tokenizer(model: &Path) {
         "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<0>" },
     });
     std::fs::write(model.join("tokenizer.json"), text.to_string()).unwrap();
+}
+
+/// 24 steps with their last state, and the same bench with these as the input `resume`.
+fn resumable(given: &Value) -> Bench {
+    let mut bench = Bench::new();
+    let mut short = given.clone();
+    short["max_steps"] = json!(24);
+    short["save_state"] = json!(true);
+    bench.run("short", &short);
+    let short = Artifact { label: "short".into(), path: bench.out("short") };
+    bench.inputs.0.insert("resume".into(), vec![short]);
+    bench
+}
+
+#[test]
+fn a_longer_run_goes_on_where_a_finished_one_ended() {
+    for (method, compute) in [("dora", "float32"), ("lora", "float16"), ("full", "float32")] {
+        let given = lora(
+            json!({ "method": method, "compute_dtype": compute, "dropout": 0.1, "schedule": "constant", "max_steps": 120, "eval_every": 40, "checkpoint_every": 7, "save_state": true }),
+        );
+        let mut bench = resumable(&given);
+        bench.run("longer", &given);
+        assert!(stopped_again_and_again(&bench, "stopped", &given) > 0, "{method}");
+        assert_eq!(tree(&bench.out("longer")), tree(&bench.out("stopped")), "{method}");
+        bench.inputs.0.remove("resume");
+        bench.run("whole", &given);
+        assert_eq!(bench.metrics("longer")[..], bench.metrics("whole")[24..], "{method}");
+        for step in (30..=120).step_by(10) {
+            let step = step_dir(step);
+            assert_eq!(tree(&bench.out("longer").join(&step)), tree(&bench.out("whole").join(&step)));
+        }
+        assert_eq!(tree(&bench.out("longer").join("state")), tree(&bench.out("whole").join("state")));
+        let info = run_info(&bench, "longer");
+        assert_eq!((info.steps[0], info.total_steps), (30, 120));
+    }
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_no_start() {
+    let given = lora(json!({ "max_steps": 40 }));
+    let bench = resumable(&given);
+    let refused = |bench: &Bench, more: Value| {
+        let mut given = given.clone();
+        given.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        bench.attempt("run", &given, &AtomicBool::new(false), &Told::default()).unwrap_err()
+    };
+    assert!(refused(&bench, json!({ "method": "dora" })).message.contains("with `method = \"lora\"`"));
+    assert!(refused(&bench, json!({ "rank": 8 })).message.contains("its `rank` is 4, here it is 8"));
+    assert!(refused(&bench, json!({ "target_modules": ["q_proj"] })).message.contains("`target_modules`"));
+    let error = refused(&bench, json!({ "max_steps": 24 }));
+    assert!(error.message.contains("has made 24 steps, and this run has 24"), "{error}");
+    // another base
+    let other = resumable(&given);
+    let path = other.dir.path().join("model/model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert!(refused(&other, json!({})).message.contains("its base model has other weights"));
+    // no state
+    let mut bench = bench;
+    std::fs::remove_dir_all(bench.out("short").join("state")).unwrap();
+    let error = refused(&bench, json!({}));
+    assert!(error.message.contains("holds no state") && error.hint.unwrap().contains("save_state"));
+    let adapter = Artifact { label: "adapter".into(), path: bench.out("short").join(step_dir(24)) };
+    bench.inputs.0.insert("adapter".into(), vec![adapter]);
+    assert!(refused(&bench, json!({})).message.contains("`adapter` and `resume`"));
 }

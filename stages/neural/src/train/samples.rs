@@ -38,7 +38,7 @@ impl Prompts {
     pub fn read(
         heldout: &TokenSet,
         settings: &Settings,
-        model: &Path,
+        (model, positions): (&Path, usize),
         ctx: &Context<'_>,
     ) -> Result<Option<Self>, StageError> {
         if settings.generate_every == 0 {
@@ -52,6 +52,12 @@ impl Prompts {
         if let Some(row) = rows.iter().position(|row| row.prompt_len == 0) {
             return Err(StageError::new(format!("held-out row {row} has no prompt to answer"))
                 .hint("`generate_every = 0`: no samples while training"));
+        }
+        if let Some(row) = rows.iter().position(|row| row.prompt_len >= positions) {
+            return Err(StageError::new(format!(
+                "the prompt of held-out row {row} fills all {positions} positions of the model and leaves no room for an answer"
+            ))
+            .hint("a smaller `cutoff` in the tokenize stage, or `generate_every = 0`"));
         }
         let path = model.join("tokenizer.json");
         let read = |path: &Path| {

@@ -17,7 +17,7 @@ use super::setup::Setup;
 use super::{Settings, VERSION};
 use crate::batch::{self, Batch};
 use crate::metrics::{Lines, Record};
-use crate::state::{Manifest, State};
+use crate::state::{Last, Manifest, State};
 use crate::tensorboard;
 use crate::trainer::Report;
 use crate::watch::Watch;
@@ -39,6 +39,8 @@ pub struct Session<'a> {
     order: (u64, Vec<usize>),
     watch: Watch,
     fingerprint: String,
+    /// Steps of the run that this one goes on from.
+    start: u64,
 }
 
 impl<'a> Session<'a> {
@@ -56,12 +58,21 @@ impl<'a> Session<'a> {
         ));
         let fingerprint = fingerprint(settings, &setup)?;
         let stored = State::newest(ctx.work(), &fingerprint)?;
-        let (step, bytes, sampled, watch) = stored.as_ref().map_or((0, 0, 0, Watch::default()), |state| {
-            let found = &state.manifest;
-            (found.step, found.metrics_bytes, found.samples_bytes, found.watch)
-        });
+        let start = setup.resumed.as_ref().map_or(0, |last| last.step);
+        let (step, bytes, sampled, watch) =
+            stored.as_ref().map_or((start, 0, 0, Watch::default()), |state| {
+                let found = &state.manifest;
+                (found.step, found.metrics_bytes, found.samples_bytes, found.watch)
+            });
         fs::create_dir_all(ctx.work()).map_err(at(ctx.work()))?;
         forget(ctx.work(), |saved| saved > step)?;
+        let last = setup.resumed.take().filter(|_| stored.is_none());
+        if let Some(last) = last {
+            let fresh = setup.trainer.loss_scale();
+            let same = fresh.is_dynamic() == last.loss_scale.is_dynamic();
+            let scale = if same { last.loss_scale } else { fresh };
+            setup.trainer.restore(last.step, scale, &last.slabs)?;
+        }
         if let Some(state) = stored {
             setup.trainer.restore(step, state.manifest.loss_scale, &state.slabs)?;
             ctx.note(format!("goes on after step {step}"));
@@ -90,6 +101,7 @@ impl<'a> Session<'a> {
             order: (u64::MAX, Vec::new()),
             watch,
             fingerprint,
+            start,
         })
     }
 
@@ -192,7 +204,7 @@ impl<'a> Session<'a> {
 
     fn checkpoint(&mut self, ctx: &Context<'_>) -> Result<(), StageError> {
         let step = self.setup.trainer.steps();
-        if step == 0 {
+        if step == self.start {
             return Ok(());
         }
         let manifest = Manifest {
@@ -234,17 +246,22 @@ impl<'a> Session<'a> {
             fs::copy(ctx.work().join(Lines::SAMPLES), &samples).map_err(at(&samples))?;
         }
         tensorboard::write(ctx.out(), &fs::read_to_string(&metrics).map_err(at(&metrics))?)?;
+        if self.settings.save_state {
+            let trainer = &self.setup.trainer;
+            let (step, loss_scale, slabs) = (trainer.steps(), trainer.loss_scale(), trainer.save()?);
+            Last { step, loss_scale, slabs }.write(ctx.out())?;
+        }
         self.magnitudes_moved(ctx)?;
         self.run_info(steps, ctx)?;
         ctx.summary(&self.table(ctx)?)
     }
 
-    /// The steps made so far whose results are kept; the last of them among these.
+    /// The run's own steps so far whose results are kept; the last of them among these.
     fn kept(&self) -> Vec<u64> {
         let end = self.setup.trainer.steps();
         let best = self.watch.best.filter(|_| self.settings.keep_best).map(|(step, _)| step);
         let kept = |step: &u64| *step == end || Some(*step) == best || due(self.settings, *step);
-        (1..=end).filter(kept).collect()
+        (self.start + 1..=end).filter(kept).collect()
     }
 
     /// DoRA trains nothing but a LoRA if its magnitudes stand still (16-bit parameters do that).
@@ -330,6 +347,7 @@ fn fingerprint(settings: &Settings, setup: &Setup) -> Result<String, StageError>
         "version": VERSION,
         "settings": settings,
         "rows": setup.train.rows.len(),
+        "start": setup.resumed.as_ref().map_or(0, |last| last.step),
         "groups": groups.collect::<Vec<_>>(),
     });
     Ok(serde_json::to_string(&facts)?)

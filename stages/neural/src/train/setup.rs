@@ -11,11 +11,13 @@ use formats::tokens::TokenSet;
 use formats::weights::Weights;
 
 use super::Settings;
+use super::resume::{self, Wanted};
 use super::samples::Prompts;
 use crate::batch::{self, Deal};
 use crate::device::{self, Opened};
 use crate::model::Llama;
 use crate::replicas::{Replica, Team};
+use crate::state::Last;
 use crate::trainer::Trainer;
 
 /// Everything a session needs.
@@ -36,6 +38,8 @@ pub struct Setup {
     pub deal: Deal,
     /// Optimizer steps.
     pub total: u64,
+    /// Where a finished run ended, if this one goes on from there.
+    pub resumed: Option<Last>,
     /// Where it computes.
     pub device: String,
     /// Digest of the base's weights.
@@ -47,7 +51,7 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     let (model, data) = (ctx.input("model")?, ctx.input("data")?);
     let config = LlamaConfig::read(&model)?;
     let (train, heldout) = rows(&data, &config, ctx)?;
-    let prompts = Prompts::read(&heldout, settings, &model, ctx)?;
+    let prompts = Prompts::read(&heldout, settings, (&model, config.max_position_embeddings), ctx)?;
     let heldout = evaluated(heldout, settings, ctx)?;
     let deal = Deal {
         rows: train.rows.len(),
@@ -78,7 +82,10 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     fits(&trainer, &opened)?;
     let device = opened.iter().map(|opened| opened.label.clone()).collect::<Vec<_>>().join(" + ");
     let base_digest = Weights::open(&model)?.digest()?;
-    Ok(Setup { trainer, config, adapter, train, heldout, prompts, deal, total, device, base_digest })
+    let wanted =
+        Wanted { adapter: adapter.as_ref(), base_digest: &base_digest, layouts: trainer.layouts(), total };
+    let resumed = resume::read(settings, &wanted, ctx)?;
+    Ok(Setup { trainer, config, adapter, train, heldout, prompts, resumed, deal, total, device, base_digest })
 }
 
 fn opened_label(index: usize) -> String {
