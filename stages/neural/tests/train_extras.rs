@@ -323,3 +323,38 @@ fn a_run_that_does_not_fit_is_no_start() {
     bench.inputs.0.insert("adapter".into(), vec![adapter]);
     assert!(refused(&bench, json!({})).message.contains("`adapter` and `resume`"));
 }
+
+#[test]
+fn a_model_with_its_adapter_answers_as_its_training_said() {
+    let bench = Bench::new();
+    let model = bench.dir.path().join("model");
+    write_tokenizer(&model);
+    bench.run("run", &answering(json!({ "save_every": 60 })));
+    let samples = samples(&bench, "run");
+    let ask = |adapter: Option<&Path>, prompt: &str| {
+        let mut pieces = Vec::new();
+        neural::answer::answer(&model, adapter, "cpu", 5, prompt, &mut |piece| {
+            pieces.push(piece.to_owned());
+            Ok(())
+        })
+        .map(|_| pieces)
+    };
+    let run = bench.out("run");
+    let last = samples.iter().filter(|line| line["step"] == 120);
+    let mut several = false;
+    for line in last {
+        let (prompt, answer) = (line["prompt"].as_str().unwrap(), line["answer"].as_str().unwrap());
+        for adapter in [run.clone(), run.join(step_dir(120))] {
+            let pieces = ask(Some(&adapter), prompt).unwrap();
+            assert_eq!(pieces.concat(), answer);
+            several |= pieces.len() > 1;
+        }
+        assert_ne!(ask(None, prompt).unwrap().concat(), answer, "the base says something else");
+    }
+    assert!(several, "told piece by piece");
+    assert!(ask(None, "").unwrap_err().message.contains("no token to start from"));
+    assert!(ask(Some(&bench.dir.path().join("data")), "w3").is_err());
+    std::fs::remove_file(model.join("tokenizer.json")).unwrap();
+    let error = ask(None, "w3").unwrap_err();
+    assert!(error.message.ends_with("has no tokenizer.json") && error.hint.is_some(), "{error}");
+}
