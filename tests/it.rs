@@ -11,6 +11,7 @@ mod it {
     mod errors;
     mod explain;
     mod follow;
+    mod generate;
     mod locks;
     mod metrics;
     mod place;

@@ -240,6 +240,8 @@ mod tests {
             name: name.into(),
             values: [vec![x, -0.0], vec![x + 0.5, 1e-40], vec![x * x, f32::MAX]],
         };
+        let mut watch = Watch::default();
+        watch.see(step, 0.1);
         let manifest = Manifest {
             step,
             metrics_bytes: 0,
@@ -247,7 +249,7 @@ mod tests {
             fingerprint: fingerprint.into(),
             device: "cpu".into(),
             loss_scale: LossScale::dynamic(),
-            watch: Watch { best: Some((step, 0.1)), ..Watch::default() },
+            watch,
         };
         State { manifest, slabs: vec![slab("block-000", step as f32), slab("block-001", 0.1)] }
     }

@@ -45,7 +45,7 @@ fn events(metrics: &str) -> Result<Vec<u8>, StageError> {
 fn event(step: u64, field: u8, content: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     if step > 0 {
-        bytes.push(1 << 3 | 1);
+        bytes.push((1 << 3) | 1);
         bytes.extend((step as f64).to_le_bytes());
         bytes.push(2 << 3);
         varint(step, &mut bytes);
@@ -58,7 +58,7 @@ fn event(step: u64, field: u8, content: &[u8]) -> Vec<u8> {
 fn scalar(tag: &str, value: f64) -> Vec<u8> {
     let (mut inner, mut bytes) = (Vec::new(), Vec::new());
     message(1, tag.as_bytes(), &mut inner);
-    inner.push(2 << 3 | 5);
+    inner.push((2 << 3) | 5);
     inner.extend((value as f32).to_le_bytes());
     message(1, &inner, &mut bytes);
     bytes
@@ -66,14 +66,14 @@ fn scalar(tag: &str, value: f64) -> Vec<u8> {
 
 /// A field with a length: a text or a message.
 fn message(field: u8, content: &[u8], to: &mut Vec<u8>) {
-    to.push(field << 3 | 2);
+    to.push((field << 3) | 2);
     varint(content.len() as u64, to);
     to.extend(content);
 }
 
 fn varint(mut value: u64, to: &mut Vec<u8>) {
     while value >= 0x80 {
-        to.push(value as u8 | 0x80);
+        to.push((value as u8) | 0x80);
         value >>= 7;
     }
     to.push(value as u8);
@@ -93,7 +93,7 @@ fn masked(bytes: &[u8]) -> u32 {
 /// Castagnoli's polynomial, reflected, bit by bit: the files are small.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 })
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 })
     })
 }
 
