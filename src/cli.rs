@@ -22,6 +22,7 @@ mod diff;
 mod explain;
 mod export;
 mod gc;
+mod generate;
 mod init;
 mod logs;
 mod metrics;
@@ -90,6 +91,7 @@ fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
         Command::Verify(args) => verify::run(args, globals),
         Command::Stages(args) => stages::run(args, registry),
         Command::Devices(args) => devices::run(args, registry),
+        Command::Generate(args) => generate::run(args, globals, registry),
         Command::Schema => schema::run(registry),
         Command::Init(args) => init::run(args, registry),
         Command::Completions(args) => completions::run(args),

@@ -3,7 +3,27 @@
 //! `cli::run` takes a [`Registry`], so that tests and examples bring their own kinds. Nothing else in
 //! `src/` names a stage kind.
 
-use contract::Stage;
+use std::path::PathBuf;
+
+use contract::{Stage, StageError};
+
+/// What `pipe generate` asks.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The model's folder.
+    pub model: PathBuf,
+    /// The folder of an adapter for it.
+    pub adapter: Option<PathBuf>,
+    /// Where to compute.
+    pub device: String,
+    /// Length of the answer at most.
+    pub max_new_tokens: usize,
+    /// The text to go on from.
+    pub prompt: String,
+}
+
+/// Answers a question piece by piece; returns where that was computed.
+pub type Answer = fn(&Question, &mut dyn FnMut(&str) -> Result<(), StageError>) -> Result<String, StageError>;
 
 /// The stage kinds that a binary offers, and how it lists the machine's adapters.
 #[derive(Clone)]
@@ -13,6 +33,8 @@ pub struct Registry {
     /// Lists adapters as JSON for `pipe devices`. It loads drivers and may crash: called in a child
     /// process only. `None` where no tensor backend is built in.
     pub devices: Option<fn() -> serde_json::Value>,
+    /// Answers questions for `pipe generate`. `None` where no tensor backend is built in.
+    pub generate: Option<Answer>,
     /// What to add when a kind is unknown because the binary was built without it.
     pub missing: Option<&'static str>,
 }
@@ -21,7 +43,7 @@ impl Registry {
     /// A registry of these kinds, without adapters.
     #[must_use]
     pub fn new(stages: impl IntoIterator<Item = &'static dyn Stage>) -> Self {
-        Self { stages: stages.into_iter().collect(), devices: None, missing: None }
+        Self { stages: stages.into_iter().collect(), devices: None, generate: None, missing: None }
     }
 
     /// The same registry with one more kind.
@@ -57,6 +79,10 @@ fn with_neural(mut registry: Registry) -> Registry {
     registry.stages.extend(neural::STAGES.iter().copied());
     registry.devices =
         Some(|| serde_json::to_value(neural::devices()).unwrap_or_else(|error| error.to_string().into()));
+    registry.generate = Some(|question, said| {
+        let Question { model, adapter, device, max_new_tokens, prompt } = question;
+        neural::answer::answer(model, adapter.as_deref(), device, *max_new_tokens, prompt, said)
+    });
     registry
 }
 

@@ -12,6 +12,7 @@ mod it {
     mod explain;
     mod faults;
     mod follow;
+    mod generate;
     mod graphs;
     mod hub;
     mod locks;

@@ -122,6 +122,8 @@ pub enum Command {
     Dag(Dag),
     /// List the adapters of this machine
     Devices(Devices),
+    /// Ask a model something, to try a result
+    Generate(Generate),
     /// Print the JSON Schema of pipeline files
     Schema,
     /// Write a commented pipeline file to start from
@@ -415,6 +417,33 @@ pub struct Devices {
     pub json: bool,
 }
 
+/// `pipe generate`
+#[derive(Args, Clone, Debug)]
+pub struct Generate {
+    /// The model's folder, with its tokenizer.json
+    #[arg(value_name = "MODEL", value_hint = clap::ValueHint::DirPath)]
+    pub model: PathBuf,
+    /// What it shall go on from
+    #[arg(value_name = "PROMPT")]
+    pub prompt: String,
+    /// An adapter for it: a PEFT folder, or what `train` wrote (its last step)
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub adapter: Option<PathBuf>,
+    /// Length of the answer at most
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_new_tokens: usize,
+    /// Where to compute: auto, gpu, gpu:N, software, cpu
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+    /// Put the prompt into a template as its instruction; without, it is taken as written
+    #[arg(long, value_name = "NAME",
+        value_parser = clap::builder::PossibleValuesParser::new(formats::alpaca::Template::NAMES))]
+    pub template: Option<String>,
+    /// The template's input
+    #[arg(long, value_name = "TEXT", requires = "template")]
+    pub input: Option<String>,
+}
+
 /// `pipe init`
 #[derive(Args, Clone, Debug)]
 pub struct Init {
@@ -469,6 +498,7 @@ mod tests {
           stages       List stage kinds, or describe one
           dag          Draw what needs what
           devices      List the adapters of this machine
+          generate     Ask a model something, to try a result
           schema       Print the JSON Schema of pipeline files
           init         Write a commented pipeline file to start from
           completions  Print a completion script for a shell

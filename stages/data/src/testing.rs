@@ -126,6 +126,7 @@ pub fn write_run(folder: &Path, method: &str, steps: &[u64]) {
         adapter: None,
         base_digest: String::new(),
         seed: 0,
+        best_step: None,
     };
     info.write(folder).unwrap();
 }

@@ -60,6 +60,9 @@ pub struct RunInfo {
     pub base_digest: String,
     /// The run's seed.
     pub seed: u64,
+    /// The step with the lowest held-out loss; absent if none was measured. Saved if asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_step: Option<u64>,
 }
 
 impl RunInfo {

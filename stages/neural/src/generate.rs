@@ -32,7 +32,7 @@ pub fn greedy(
     let mut done = 0;
     for rows in order.chunks(ROWS) {
         let batch: Vec<&[u32]> = rows.iter().map(|&row| prompts[row].as_slice()).collect();
-        for (&row, answer) in rows.iter().zip(together(model, &batch, most, stop)?) {
+        for (&row, answer) in rows.iter().zip(together(model, &batch, most, stop, |_, _| Ok(()))?) {
             answers[row] = answer;
         }
         done += rows.len();
@@ -41,12 +41,27 @@ pub fn greedy(
     Ok(answers)
 }
 
-/// One batch of prompts, the longest last.
+/// The most likely continuation of one prompt; `said` gets each token as soon as it is known.
+///
+/// # Errors
+/// As for [`greedy`], and if `said` fails.
+pub fn stream(
+    model: &Llama,
+    prompt: &[u32],
+    most: usize,
+    stop: &[u32],
+    mut said: impl FnMut(u32) -> Result<(), StageError>,
+) -> Result<(), StageError> {
+    together(model, &[prompt], most, stop, |_, id| said(id)).map(drop)
+}
+
+/// One batch of prompts, the longest last; `said` gets row and token.
 fn together(
     model: &Llama,
     prompts: &[&[u32]],
     most: usize,
     stop: &[u32],
+    mut said: impl FnMut(usize, u32) -> Result<(), StageError>,
 ) -> Result<Vec<Vec<u32>>, StageError> {
     let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
     if prompts.iter().any(|prompt| prompt.is_empty()) {
@@ -69,10 +84,11 @@ fn together(
         let mask = Mask::new(&model.rope, start, time, &first, window, &model.device);
         let ids = Tensor::from_data(TensorData::new(input, [prompts.len(), time]), &model.device);
         input = next(model, ids, &mask, &mut caches)?;
-        for ((answer, open), &id) in answers.iter_mut().zip(&mut open).zip(&input) {
+        for (row, ((answer, open), &id)) in answers.iter_mut().zip(&mut open).zip(&input).enumerate() {
             *open &= !stop.contains(&(id as u32));
             if *open {
                 answer.push(id as u32);
+                said(row, id as u32)?;
             }
         }
         if !open.contains(&true) {

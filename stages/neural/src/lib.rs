@@ -4,7 +4,7 @@
 //! * [`model`]: the Llama family, from a model folder; [`adapter`]: LoRA and DoRA on its layers.
 //! * [`nf4_linear`]: products with NF4 weights; [`cpu`]: fused operations of the CPU backend.
 //! * [`batch`], [`loss`], [`loss_scale`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`trainer`],
-//!   [`state`], [`metrics`], [`sum`]: the parts of training; [`generate`]: greedy generation.
+//!   [`state`], [`metrics`], [`tensorboard`], [`watch`], [`sum`]: the parts of training; [`generate`]: greedy generation; [`mod@answer`]: the same for a person.
 //! * [`mod@train`], [`merge`], [`evaluate`]: the stage kinds, thin: load, call the parts, write.
 //!
 //! It does not know the graph, the store or other stages: paths in, files out.
@@ -12,6 +12,7 @@
 use contract::Stage;
 
 pub mod adapter;
+pub mod answer;
 pub mod batch;
 pub mod cpu;
 pub mod device;
@@ -29,8 +30,10 @@ pub mod replicas;
 pub mod schedule;
 pub mod state;
 pub mod sum;
+pub mod tensorboard;
 pub mod train;
 pub mod trainer;
+pub mod watch;
 
 /// The kinds of this crate.
 pub const STAGES: &[&dyn Stage] = &[&train::Train, &merge::Merge, &evaluate::Evaluate];

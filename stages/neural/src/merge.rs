@@ -37,9 +37,9 @@ const INPUTS: &[Input] = &[
 const PARAMS: &[Param] = &[
     Param::new(
         "step",
-        Type::AnyOf(&[Type::Choice(&["last"]), Type::at_least(0)]),
+        Type::AnyOf(&[Type::Choice(&["last", "best"]), Type::at_least(0)]),
         Default::Text("last"),
-        "which saved step",
+        "which saved step; `best`: that with the lowest held-out loss, if `keep_best` saved it",
     ),
     Param::new(
         "base",
@@ -224,9 +224,11 @@ impl Plan {
 
 /// The step that `step` names, of those that were saved.
 fn chosen(step: &Value, run: &RunInfo, folder: &Path) -> Result<u64, StageError> {
-    let wanted = match step.as_u64() {
-        Some(step) => run.steps.iter().copied().find(|saved| *saved == step),
-        None => run.steps.iter().copied().max(),
+    let saved = |step: &u64| run.steps.contains(step);
+    let wanted = match (step.as_u64(), step.as_str()) {
+        (Some(step), _) => Some(step).filter(saved),
+        (None, Some("best")) => run.best_step.filter(saved),
+        (None, _) => run.steps.iter().copied().max(),
     };
     wanted.ok_or_else(|| {
         let saved: Vec<String> = run.steps.iter().map(u64::to_string).collect();
@@ -235,6 +237,34 @@ fn chosen(step: &Value, run: &RunInfo, folder: &Path) -> Result<u64, StageError>
             folder.display(),
             saved.join(", ")
         ))
-        .hint("one of these as `step`, or `save_steps` in the train stage")
+        .hint("one of these as `step`, or `save_steps` or `keep_best` in the train stage")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_step_is_chosen_by_number_or_as_the_last_or_the_best() {
+        let run = |best_step| RunInfo {
+            method: Method::Lora,
+            steps: vec![10, 15, 20],
+            total_steps: 20,
+            adapter: None,
+            base_digest: String::new(),
+            seed: 0,
+            best_step,
+        };
+        let chosen = |step: Value, best| chosen(&step, &run(best), Path::new("run"));
+        assert_eq!(chosen(json!("last"), Some(15)).unwrap(), 20);
+        assert_eq!(chosen(json!("best"), Some(15)).unwrap(), 15);
+        assert_eq!(chosen(json!(10), None).unwrap(), 10);
+        for (step, best) in [(json!("best"), None), (json!("best"), Some(12)), (json!(12), Some(12))] {
+            let error = chosen(step, best).unwrap_err();
+            assert!(error.message.ends_with("saved are: 10, 15, 20"), "{error}");
+        }
+    }
 }

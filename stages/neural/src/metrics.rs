@@ -1,7 +1,7 @@
-//! `metrics.jsonl`: one JSON object a step.
+//! `metrics.jsonl` and `samples.jsonl`: one JSON object a line.
 //!
 //! Holds only what is a function of inputs and parameters, never a time: a run that was stopped and
-//! resumed must write the same bytes as one that was not. The file grows in the work folder and can
+//! resumed must write the same bytes as one that was not. A file grows in the work folder and can
 //! be cut back to where a checkpoint left it.
 
 use std::fs::{File, OpenOptions};
@@ -39,22 +39,24 @@ pub struct Record {
 }
 
 /// The open file.
-pub struct Metrics {
+pub struct Lines {
     path: PathBuf,
     file: File,
     length: u64,
 }
 
-impl Metrics {
-    /// The file's name.
-    pub const FILE: &'static str = "metrics.jsonl";
+impl Lines {
+    /// The file of the steps' figures.
+    pub const METRICS: &'static str = "metrics.jsonl";
+    /// The file of generated answers.
+    pub const SAMPLES: &'static str = "samples.jsonl";
 
-    /// Opens the file in `folder` and cuts it back to its first `length` bytes.
+    /// Opens a file in `folder` and cuts it back to its first `length` bytes.
     ///
     /// # Errors
     /// If it cannot be opened, or is shorter than that.
-    pub fn resume(folder: &Path, length: u64) -> Result<Self, StageError> {
-        let path = folder.join(Self::FILE);
+    pub fn resume(folder: &Path, name: &str, length: u64) -> Result<Self, StageError> {
+        let path = folder.join(name);
         let mut file = OpenOptions::new()
             .create(true)
             .read(true)
@@ -77,15 +79,15 @@ impl Metrics {
 
     /// Whether `folder` holds at least `length` bytes of it.
     #[must_use]
-    pub fn reaches(folder: &Path, length: u64) -> bool {
-        folder.join(Self::FILE).metadata().map_or(length == 0, |meta| meta.len() >= length)
+    pub fn reaches(folder: &Path, name: &str, length: u64) -> bool {
+        folder.join(name).metadata().map_or(length == 0, |meta| meta.len() >= length)
     }
 
-    /// Adds one step.
+    /// Adds a line.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn add(&mut self, record: &Record) -> Result<(), StageError> {
+    pub fn add(&mut self, record: &impl Serialize) -> Result<(), StageError> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(at(&self.path))?;
@@ -114,19 +116,19 @@ mod tests {
     #[test]
     fn a_file_cut_back_and_written_again_has_the_same_bytes() {
         let (whole, cut) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
-        let mut metrics = Metrics::resume(whole.path(), 0).expect("open");
+        let mut metrics = Lines::resume(whole.path(), Lines::METRICS, 0).expect("open");
         (1..=5).for_each(|step| metrics.add(&record(step)).expect("add"));
 
-        let mut metrics = Metrics::resume(cut.path(), 0).expect("open");
+        let mut metrics = Lines::resume(cut.path(), Lines::METRICS, 0).expect("open");
         (1..=2).for_each(|step| metrics.add(&record(step)).expect("add"));
         let kept = metrics.sync().expect("sync");
         (3..=4).for_each(|step| metrics.add(&record(step)).expect("add"));
         drop(metrics);
-        let mut metrics = Metrics::resume(cut.path(), kept).expect("open");
+        let mut metrics = Lines::resume(cut.path(), Lines::METRICS, kept).expect("open");
         (3..=5).for_each(|step| metrics.add(&record(step)).expect("add"));
 
         let read =
-            |dir: &tempfile::TempDir| std::fs::read_to_string(dir.path().join(Metrics::FILE)).expect("read");
+            |dir: &tempfile::TempDir| std::fs::read_to_string(dir.path().join(Lines::METRICS)).expect("read");
         assert_eq!(read(&whole), read(&cut));
         assert_eq!(read(&whole).lines().count(), 5);
     }
@@ -134,8 +136,8 @@ mod tests {
     #[test]
     fn a_file_shorter_than_its_checkpoint_is_refused() {
         let dir = tempfile::tempdir().expect("dir");
-        assert!(!Metrics::reaches(dir.path(), 10));
-        assert!(Metrics::reaches(dir.path(), 0));
-        assert!(Metrics::resume(dir.path(), 10).is_err());
+        assert!(!Lines::reaches(dir.path(), Lines::METRICS, 10));
+        assert!(Lines::reaches(dir.path(), Lines::METRICS, 0));
+        assert!(Lines::resume(dir.path(), Lines::METRICS, 10).is_err());
     }
 }

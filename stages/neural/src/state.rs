@@ -4,6 +4,8 @@
 //! then, last, `state.json`. Each is written beside and renamed, and a folder without its
 //! `state.json` counts for nothing. The position in the data and every random number are functions
 //! of seed and step, so the step is their whole state. Knows no model and no device.
+//!
+//! [`Last`] is the same of a finished run, in its output, for a longer one.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,7 +16,8 @@ use formats::weights::{self, Tensor, Weights};
 use serde::{Deserialize, Serialize};
 
 use crate::loss_scale::LossScale;
-use crate::metrics::Metrics;
+use crate::metrics::Lines;
+use crate::watch::Watch;
 
 /// Parameters and moments of one group, on the host.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,12 +29,15 @@ pub struct HostSlab {
 }
 
 /// A checkpoint's manifest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Steps done.
     pub step: u64,
     /// Bytes of `metrics.jsonl` up to this step.
     pub metrics_bytes: u64,
+    /// Bytes of `samples.jsonl`, 0 where none are asked for.
+    #[serde(default)]
+    pub samples_bytes: u64,
     /// What must be the same for the run to go on: parameters that matter, and what is trained.
     pub fingerprint: String,
     /// Where it was computed.
@@ -39,6 +45,9 @@ pub struct Manifest {
     /// The scale of the loss for the next step.
     #[serde(default)]
     pub loss_scale: LossScale,
+    /// The held-out loss so far.
+    #[serde(default)]
+    pub watch: Watch,
 }
 
 /// A checkpoint.
@@ -65,12 +74,7 @@ impl State {
             fs::remove_dir_all(&folder).map_err(at(&folder))?;
         }
         fs::create_dir_all(&folder).map_err(at(&folder))?;
-        let tensors = self.slabs.iter().flat_map(|slab| {
-            PARTS.iter().zip(&slab.values).map(|(part, values)| {
-                Tensor::f32(format!("{}.{part}", slab.name), vec![values.len()], values.clone())
-            })
-        });
-        weights::save(&folder.join(SLABS), tensors.collect(), &[])?;
+        write_slabs(&folder, &self.slabs)?;
         write_durably(&folder.join(MANIFEST), &serde_json::to_vec_pretty(&self.manifest)?)?;
         sync_folder(work)?;
         for (step, old) in folders(work)? {
@@ -95,13 +99,81 @@ impl State {
     }
 
     fn fits(&self, work: &Path, fingerprint: &str) -> bool {
-        self.manifest.fingerprint == fingerprint && Metrics::reaches(work, self.manifest.metrics_bytes)
+        self.manifest.fingerprint == fingerprint
+            && Lines::reaches(work, Lines::METRICS, self.manifest.metrics_bytes)
+            && Lines::reaches(work, Lines::SAMPLES, self.manifest.samples_bytes)
     }
 }
 
+/// Where a finished run ended: `state/` in its output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Last {
+    /// Steps done.
+    pub step: u64,
+    /// The scale of the loss for the next step.
+    pub loss_scale: LossScale,
+    /// Its groups, in order.
+    pub slabs: Vec<HostSlab>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LastManifest {
+    step: u64,
+    loss_scale: LossScale,
+}
+
+impl Last {
+    /// The folder's name in the output.
+    pub const FOLDER: &'static str = "state";
+
+    /// Writes it into a run's output.
+    ///
+    /// # Errors
+    /// If the disk says no.
+    pub fn write(&self, output: &Path) -> Result<(), StageError> {
+        let folder = output.join(Self::FOLDER);
+        fs::create_dir_all(&folder).map_err(at(&folder))?;
+        write_slabs(&folder, &self.slabs)?;
+        let manifest = LastManifest { step: self.step, loss_scale: self.loss_scale };
+        write_durably(&folder.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)
+    }
+
+    /// Reads it from a run's output.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged.
+    pub fn read(output: &Path) -> Result<Self, StageError> {
+        let folder = output.join(Self::FOLDER);
+        let path = folder.join(MANIFEST);
+        if !path.exists() {
+            return Err(StageError::new(format!("`{}` holds no state to go on from", output.display()))
+                .hint("`save_state = true` in the train stage that made it; a `checkpoint` stage has none"));
+        }
+        let manifest: LastManifest = manifest(&path)?;
+        let slabs = read_slabs(&folder)?;
+        Ok(Self { step: manifest.step, loss_scale: manifest.loss_scale, slabs })
+    }
+}
+
+fn manifest<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, StageError> {
+    serde_json::from_slice(&fs::read(path).map_err(at(path))?)
+        .map_err(|error| StageError::new(format!("`{}`: {error}", path.display())))
+}
+
 fn read(folder: &Path) -> Result<State, StageError> {
-    let path = folder.join(MANIFEST);
-    let manifest: Manifest = serde_json::from_slice(&fs::read(&path).map_err(at(&path))?)?;
+    Ok(State { manifest: manifest(&folder.join(MANIFEST))?, slabs: read_slabs(folder)? })
+}
+
+fn write_slabs(folder: &Path, slabs: &[HostSlab]) -> Result<(), StageError> {
+    let tensors = slabs.iter().flat_map(|slab| {
+        PARTS.iter().zip(&slab.values).map(|(part, values)| {
+            Tensor::f32(format!("{}.{part}", slab.name), vec![values.len()], values.clone())
+        })
+    });
+    Ok(weights::save(&folder.join(SLABS), tensors.collect(), &[])?)
+}
+
+fn read_slabs(folder: &Path) -> Result<Vec<HostSlab>, StageError> {
     let weights = Weights::open(&folder.join(SLABS))?;
     let mut names: Vec<String> =
         weights.names().filter_map(|name| name.strip_suffix(".params").map(str::to_owned)).collect();
@@ -112,7 +184,7 @@ fn read(folder: &Path) -> Result<State, StageError> {
         let values = [part(PARTS[0])?, part(PARTS[1])?, part(PARTS[2])?];
         slabs.push(HostSlab { name, values });
     }
-    Ok(State { manifest, slabs })
+    Ok(slabs)
 }
 
 /// Every checkpoint folder with its step, whole or not.
@@ -168,12 +240,16 @@ mod tests {
             name: name.into(),
             values: [vec![x, -0.0], vec![x + 0.5, 1e-40], vec![x * x, f32::MAX]],
         };
+        let mut watch = Watch::default();
+        watch.see(step, 0.1);
         let manifest = Manifest {
             step,
             metrics_bytes: 0,
+            samples_bytes: 0,
             fingerprint: fingerprint.into(),
             device: "cpu".into(),
             loss_scale: LossScale::dynamic(),
+            watch,
         };
         State { manifest, slabs: vec![slab("block-000", step as f32), slab("block-001", 0.1)] }
     }

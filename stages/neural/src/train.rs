@@ -23,6 +23,8 @@ use crate::schedule::{Schedule, Shape};
 use crate::trainer::{Normalisation, Options};
 
 mod export;
+mod resume;
+mod samples;
 mod session;
 mod setup;
 
@@ -38,6 +40,7 @@ const INPUTS: &[Input] = &[
     Input::one("model", "model folder, float or NF4"),
     Input::one("data", "folder of a tokenize stage"),
     Input::optional("adapter", "PEFT folder to start from instead of a fresh adapter"),
+    Input::optional("resume", "a finished train stage with `save_state`, to go on from its last step"),
 ];
 
 const PARAMS: &[Param] = &[
@@ -178,6 +181,12 @@ const PARAMS: &[Param] = &[
         "keep the result of these steps as well",
     ),
     Param::new(
+        "save_state",
+        Type::Bool,
+        Default::Bool(false),
+        "keep parameters and moments after the last step, for a longer run's input `resume`",
+    ),
+    Param::new(
         "eval_every",
         Type::at_least(0),
         Default::Int(0),
@@ -188,6 +197,42 @@ const PARAMS: &[Param] = &[
         Type::at_least(0),
         Default::Int(0),
         "held-out rows for that, from the first; 0: all",
+    ),
+    Param::new(
+        "early_stop_patience",
+        Type::at_least(0),
+        Default::Int(0),
+        "training ends when so many evaluations in a row brought no lower held-out loss; 0: never",
+    ),
+    Param::new(
+        "keep_best",
+        Type::Bool,
+        Default::Bool(false),
+        "keep the result of the evaluated step with the lowest held-out loss as well",
+    ),
+    Param::new(
+        "generate_every",
+        Type::at_least(0),
+        Default::Int(0),
+        "answers to held-out prompts into `samples.jsonl` every n-th step and at the last; 0: never",
+    ),
+    Param::new(
+        "generate_rows",
+        Type::Int { min: 1, max: 4096 },
+        Default::Int(4),
+        "held-out rows for that, from the first",
+    ),
+    Param::new(
+        "generate_tokens",
+        Type::Int { min: 1, max: 4096 },
+        Default::Int(64),
+        "such an answer is cut off after so many tokens",
+    ),
+    Param::new(
+        "movement_every",
+        Type::at_least(0),
+        Default::Int(0),
+        "an adapter's ΔM and ΔD in the metrics of every n-th step; saved steps have them anyway",
     ),
     Param::new(
         "checkpointing",
@@ -247,8 +292,15 @@ struct Settings {
     seed: u64,
     save_every: u64,
     save_steps: Vec<u64>,
+    save_state: bool,
     eval_every: u64,
     eval_rows: usize,
+    early_stop_patience: u64,
+    keep_best: bool,
+    generate_every: u64,
+    generate_rows: usize,
+    generate_tokens: usize,
+    movement_every: u64,
     checkpointing: bool,
     save_dtype: String,
     compute_dtype: String,
@@ -339,6 +391,13 @@ impl Settings {
             errors.push(ConfigError::new(
                 "save_steps",
                 format!("step {late} is after `max_steps` = {}", self.max_steps),
+            ));
+        }
+        let by_loss = [("early_stop_patience", self.early_stop_patience > 0), ("keep_best", self.keep_best)];
+        for (key, _) in by_loss.into_iter().filter(|(_, asked)| *asked && self.eval_every == 0) {
+            errors.push(ConfigError::new(
+                key,
+                "goes by the held-out loss, which `eval_every = 0` never measures",
             ));
         }
         if let Err(error) = crate::device::check_request(&self.device) {

@@ -9,6 +9,7 @@ use contract::StageError;
 
 use crate::batch::{Batch, SplitMix64};
 use crate::device;
+use crate::generate;
 use crate::groups::{Layout, Leaf};
 use crate::loss_scale::LossScale;
 use crate::optimizer::{self, AdamW, Slab};
@@ -257,6 +258,17 @@ impl Trainer {
         let sums = self.team.each(batches.chunks(share).map(job).collect())?;
         let sum = sums.iter().flatten().flatten().map(|&sum| f64::from(sum)).sum();
         Ok((sum, batches.iter().map(|batch| batch.targets.len() as u64).sum()))
+    }
+
+    /// The most likely answer to every prompt, up to `most` tokens each, as the model stands.
+    ///
+    /// # Errors
+    /// As for [`generate::greedy`].
+    pub fn generate(&mut self, prompts: Vec<Vec<u32>>, most: usize) -> Result<Vec<Vec<u32>>, StageError> {
+        self.team.first(move |replica| {
+            let model = replica.model();
+            generate::greedy(model, &prompts, most, &model.config.eos_token_ids, |_| Ok(()))
+        })
     }
 
     /// ΔM and ΔD of every adapted module as they stand: `(module, ΔM, ΔD)`.

@@ -72,6 +72,7 @@ fn checkpoint(dir: &Path, method: Method) -> PathBuf {
         adapter: Some(adapter.config),
         base_digest: String::new(),
         seed: 1,
+        best_step: None,
     };
     info.write(&folder).unwrap();
     folder

@@ -11,10 +11,13 @@ use formats::tokens::TokenSet;
 use formats::weights::Weights;
 
 use super::Settings;
+use super::resume::{self, Wanted};
+use super::samples::Prompts;
 use crate::batch::{self, Deal};
 use crate::device::{self, Opened};
 use crate::model::Llama;
 use crate::replicas::{Replica, Team};
+use crate::state::Last;
 use crate::trainer::Trainer;
 
 /// Everything a session needs.
@@ -29,10 +32,14 @@ pub struct Setup {
     pub train: TokenSet,
     /// Rows to evaluate on; perhaps none.
     pub heldout: TokenSet,
+    /// Held-out prompts to answer while training.
+    pub prompts: Option<Prompts>,
     /// How rows are dealt out.
     pub deal: Deal,
     /// Optimizer steps.
     pub total: u64,
+    /// Where a finished run ended, if this one goes on from there.
+    pub resumed: Option<Last>,
     /// Where it computes.
     pub device: String,
     /// Digest of the base's weights.
@@ -44,7 +51,8 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     let (model, data) = (ctx.input("model")?, ctx.input("data")?);
     let config = LlamaConfig::read(&model)?;
     let (train, heldout) = rows(&data, &config, ctx)?;
-    let heldout = evaluated(heldout, settings, ctx);
+    let prompts = Prompts::read(&heldout, settings, (&model, config.max_position_embeddings), ctx)?;
+    let heldout = evaluated(heldout, settings, ctx)?;
     let deal = Deal {
         rows: train.rows.len(),
         batch: settings.batch_size,
@@ -74,7 +82,10 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     fits(&trainer, &opened)?;
     let device = opened.iter().map(|opened| opened.label.clone()).collect::<Vec<_>>().join(" + ");
     let base_digest = Weights::open(&model)?.digest()?;
-    Ok(Setup { trainer, config, adapter, train, heldout, deal, total, device, base_digest })
+    let wanted =
+        Wanted { adapter: adapter.as_ref(), base_digest: &base_digest, layouts: trainer.layouts(), total };
+    let resumed = resume::read(settings, &wanted, ctx)?;
+    Ok(Setup { trainer, config, adapter, train, heldout, prompts, resumed, deal, total, device, base_digest })
 }
 
 fn opened_label(index: usize) -> String {
@@ -150,15 +161,20 @@ fn check_ids(set: &TokenSet, what: &str, config: &LlamaConfig) -> Result<(), Sta
 }
 
 /// The held-out rows that the run will look at.
-fn evaluated(mut heldout: TokenSet, settings: &Settings, ctx: &Context<'_>) -> TokenSet {
+fn evaluated(mut heldout: TokenSet, settings: &Settings, ctx: &Context<'_>) -> Result<TokenSet, StageError> {
     if settings.eval_every == 0 {
         heldout.rows.clear();
+    } else if heldout.rows.is_empty() && (settings.early_stop_patience > 0 || settings.keep_best) {
+        return Err(StageError::new(
+            "`early_stop_patience` and `keep_best` go by the held-out loss, and there are no held-out rows",
+        )
+        .hint("hold rows out in the tokenize stage, or leave both out"));
     } else if heldout.rows.is_empty() {
         ctx.warn("there are no held-out rows: no evaluation while training");
     } else if settings.eval_rows > 0 {
         heldout.rows.truncate(settings.eval_rows);
     }
-    heldout
+    Ok(heldout)
 }
 
 /// Where training begins.
