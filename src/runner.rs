@@ -314,8 +314,12 @@ pub fn tasks(pipeline: &Pipeline) -> Vec<Task> {
 #[must_use]
 pub fn width(instance: &Instance) -> usize {
     let devices = instance.config.get("devices").and_then(serde_json::Value::as_u64);
-    match (instance.kind.pool(), devices) {
-        (Pool::Gpu, Some(devices)) => usize::try_from(devices).unwrap_or(1).max(1),
-        _ => 1,
-    }
+    let (cpus, gpus) = (instance.resources.cpus, instance.resources.gpus);
+    let slots = match (instance.kind.pool(), devices) {
+        (Pool::Gpu, Some(devices)) => usize::try_from(devices).ok(),
+        (Pool::Gpu, None) => gpus.and_then(|gpus| usize::try_from(gpus).ok()),
+        (Pool::Cpu, _) => cpus.and_then(|cpus| usize::try_from(cpus).ok()),
+        _ => None,
+    };
+    slots.unwrap_or(1).max(1)
 }
