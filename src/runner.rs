@@ -11,7 +11,7 @@ use contract::{Event, Pool};
 
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::executor::Stop;
+use crate::executor::{Executor, Stop};
 use crate::key::{KeyFields, StageKey};
 use crate::pipeline::{Instance, Pipeline, StageId};
 use crate::progress::{Failure, Progress, Update};
@@ -88,12 +88,13 @@ pub fn run(
     pipeline: &Pipeline,
     store: &Store,
     options: &Options,
+    executor: &dyn Executor,
     progress: &dyn Progress,
     stop: &Stop,
 ) -> Result<Outcome, Error> {
     let started = Instant::now();
     store.sweep();
-    let mut run = Run::new(pipeline, store, options, progress, stop);
+    let mut run = Run::new(pipeline, store, options, executor, progress, stop);
     let (sender, receiver) = channel();
     let result = std::thread::scope(|scope| {
         let result = run.until_finished(&sender, &receiver, |attempt, sender| {
@@ -113,6 +114,7 @@ struct Run<'a> {
     pipeline: &'a Pipeline,
     store: &'a Store,
     options: &'a Options,
+    executor: &'a dyn Executor,
     progress: &'a dyn Progress,
     stop: &'a Stop,
     schedule: Schedule,
@@ -126,6 +128,7 @@ impl<'a> Run<'a> {
         pipeline: &'a Pipeline,
         store: &'a Store,
         options: &'a Options,
+        executor: &'a dyn Executor,
         progress: &'a dyn Progress,
         stop: &'a Stop,
     ) -> Self {
@@ -144,6 +147,7 @@ impl<'a> Run<'a> {
             pipeline,
             store,
             options,
+            executor,
             progress,
             stop,
             schedule: schedule.limited(options.jobs.unwrap_or(usize::MAX)),
@@ -241,6 +245,7 @@ impl<'a> Run<'a> {
             task,
             instance,
             store: self.store,
+            executor: self.executor,
             stop: self.stop,
             fields: self.outcomes[task].fields.clone().expect("a queued task was checked"),
             inputs: inputs.collect(),

@@ -136,6 +136,16 @@ pub enum Command {
     ExecStage(ExecStage),
 }
 
+/// Where stages run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Where {
+    /// On this machine
+    #[default]
+    Local,
+    /// As batch jobs of a Slurm cluster that shares this folder and the store
+    Slurm,
+}
+
 /// `pipe run`
 #[derive(Args, Clone, Debug)]
 pub struct Run {
@@ -157,6 +167,9 @@ pub struct Run {
     /// Run the selected stages even if their results are stored
     #[arg(short, long)]
     pub force: bool,
+    /// Where stages run
+    #[arg(long, value_enum, default_value_t, value_name = "WHERE")]
+    pub executor: Where,
     /// How stored results are checked
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub check: Check,
@@ -365,6 +378,9 @@ pub struct ExecStage {
     /// The job file
     #[arg(value_name = "JOB")]
     pub job: OsString,
+    /// Watch over it on a cluster's node: what happens goes into this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub node: Option<PathBuf>,
 }
 
 /// `pipe stages`

@@ -175,7 +175,10 @@ impl Store {
         let mut removed = 0;
         for entry in fs::read_dir(&folder).map_err(io_at(&folder))?.flatten() {
             let key = entry.file_name().to_str().and_then(|name| name.parse().ok()).map(StageKey);
-            if key.is_some_and(|key| roots.contains(&key)) || !older(modified(&entry.path())?, grace) {
+            if self.is_ordered(entry.file_name().as_ref())
+                || key.is_some_and(|key| roots.contains(&key))
+                || !older(modified(&entry.path())?, grace)
+            {
                 continue;
             }
             removed += 1;
