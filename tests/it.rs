@@ -18,4 +18,5 @@ mod it {
     mod resume;
     mod run;
     mod signals;
+    mod slurm;
 }

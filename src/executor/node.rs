@@ -30,8 +30,13 @@ pub const ORDER: &str = "node.json";
 pub const BEGUN: &str = "begun.json";
 /// One event a line.
 pub const EVENTS: &str = "events.jsonl";
+/// That the stage saved and waits for another turn.
+pub const AGAIN: &str = "again";
 /// How it ended.
 pub const RECORD: &str = "exit.json";
+
+/// How long a signal to the whole job may take to reach this process after the stage has felt it.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// What a scheduler tells a job of its place: passed on to the stage, in no key.
 const PLACE: [&str; 4] =
@@ -84,20 +89,36 @@ pub fn run(job: &Path, folder: &Path) -> Result<Exit, Error> {
     let text = std::fs::read(&path).map_err(io_at(&path))?;
     let order: NodeOrder = serde_json::from_slice(&text)
         .map_err(|error| Error::new(Exit::Failed, format!("`{}`: {error}", path.display())))?;
-    let (stop, time_is_up) = listen()?;
+    let signals = listen()?;
     // A turn before this one may have left half of an output.
     remove_tree(&order.out)?;
     std::fs::create_dir_all(&order.out).map_err(io_at(&order.out))?;
+    let again = folder.join(AGAIN);
+    remove_tree(&again)?;
     let begun = Begun { job: std::env::var("SLURM_JOB_ID").unwrap_or_default(), host: host(), begun: now() };
     write_json(&folder.join(BEGUN), &begun)?;
-    let how = match stage(job, folder, &order, &stop) {
+    let how = match stage(job, folder, &order, &signals.stop) {
         Ok(how) => how,
         Err(error) => Ended::Failed { message: error.message, hint: error.hint },
     };
-    if how == Ended::Cancelled {
-        if !time_is_up.load(Ordering::SeqCst) || requeue(&begun.job) {
-            return Ok(Exit::Stopped);
+    if matches!(how, Ended::Failed { .. }) {
+        // A scheduler that ends a job sends TERM to all of its processes at once. Then the stage's own
+        // end is no failure of its own; the signal that says so may be a moment behind.
+        std::thread::sleep(MOMENT);
+    }
+    let left = match how {
+        Ended::Finished => false,
+        Ended::Failed { .. } => signals.ended.load(Ordering::SeqCst),
+        Ended::Cancelled => {
+            signals.ended.load(Ordering::SeqCst) || !signals.time_is_up.load(Ordering::SeqCst) || {
+                // Before it is asked for: from then on Slurm may end this process at any moment.
+                std::fs::create_dir_all(&again).map_err(io_at(&again))?;
+                requeue(&begun.job)
+            }
         }
+    };
+    if left {
+        return Ok(Exit::Stopped);
     }
     let exit = match &how {
         Ended::Finished => Exit::Ok,
@@ -130,19 +151,30 @@ fn stage(job: &Path, folder: &Path, order: &NodeOrder, stop: &Stop) -> Result<En
     })
 }
 
-/// Turns signals into requests to stop. The flag says that the time is up.
-fn listen() -> Result<(Arc<Stop>, Arc<AtomicBool>), Error> {
+/// What signals have said.
+#[derive(Default)]
+struct Said {
+    stop: Stop,
+    /// USR1: the job's time is nearly up.
+    time_is_up: AtomicBool,
+    /// TERM: the job is ended.
+    ended: AtomicBool,
+}
+
+/// Turns signals into requests to stop.
+fn listen() -> Result<Arc<Said>, Error> {
     let mut signals = Signals::new([SIGUSR1, SIGTERM, SIGINT])
         .map_err(|error| Error::new(Exit::Failed, format!("cannot listen to signals: {error}")))?;
-    let (stop, time_is_up) = (Arc::new(Stop::default()), Arc::new(AtomicBool::new(false)));
-    let (asked, flag) = (Arc::clone(&stop), Arc::clone(&time_is_up));
+    let said = Arc::new(Said::default());
+    let noted = Arc::clone(&said);
     std::thread::spawn(move || {
         for signal in signals.forever() {
-            flag.store(signal == SIGUSR1, Ordering::SeqCst);
-            asked.ask_to_save();
+            let flag = if signal == SIGUSR1 { &noted.time_is_up } else { &noted.ended };
+            flag.store(true, Ordering::SeqCst);
+            noted.stop.ask_to_save();
         }
     });
-    Ok((stop, time_is_up))
+    Ok(said)
 }
 
 /// Gives the machine back and queues again, as the same job.

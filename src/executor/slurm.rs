@@ -171,6 +171,9 @@ impl Slurm {
                     if stop.asked() {
                         return Some(Ended::Cancelled);
                     }
+                    if since.elapsed() >= LAG && job.folder.join(node::AGAIN).exists() {
+                        return None;
+                    }
                     if since.elapsed() >= LAG {
                         return Some(lost(&job.id, seen.as_ref()));
                     }
@@ -223,7 +226,10 @@ impl Executor for Slurm {
                     forget(&order.elsewhere)?;
                     return Ok(ended);
                 }
-                None => tell(Event::Note { text: format!("job {} is submitted again", current.id) }),
+                None => {
+                    cancel(&[&current.id]);
+                    tell(Event::Note { text: format!("job {} is submitted again", current.id) });
+                }
             }
         }
     }
@@ -382,7 +388,7 @@ mod tests {
         let (line, next) = (serde_json::to_string(&one).unwrap(), serde_json::to_string(&two).unwrap());
         fs::write(&path, format!("{line}\n{}", &next[..9])).unwrap();
         tail.read(&mut |event| told.push(event));
-        assert_eq!(told, [one.clone()]);
+        assert_eq!(told, std::slice::from_ref(&one));
         fs::write(&path, format!("{line}\n{next}\n")).unwrap();
         tail.read(&mut |event| told.push(event));
         tail.read(&mut |event| told.push(event));
