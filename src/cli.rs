@@ -11,6 +11,7 @@ use clap::Parser;
 
 use crate::error::{Error, Exit};
 use crate::exec::exec_stage;
+use crate::executor;
 use crate::registry::Registry;
 
 pub mod args;
@@ -95,7 +96,10 @@ fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
         Command::Schema => schema::run(registry),
         Command::Init(args) => init::run(args, registry),
         Command::Completions(args) => completions::run(args),
-        Command::ExecStage(args) => exec_stage(Path::new(&args.job), registry),
+        Command::ExecStage(args) => match &args.node {
+            Some(folder) => executor::node::run(Path::new(&args.job), folder),
+            None => exec_stage(Path::new(&args.job), registry),
+        },
         Command::ProbeDevices => devices::probe(registry),
     }
 }

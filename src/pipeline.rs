@@ -19,6 +19,7 @@ pub use check::{default, describe};
 pub use diagnostics::Diagnostics;
 pub use duration::duration;
 pub use form::RUNNER_KEYS;
+pub use resources::{Resources, Slurm};
 
 use crate::error::Error;
 use crate::registry::Registry;
@@ -35,6 +36,7 @@ mod interpolate;
 mod matrix;
 pub(crate) mod near;
 mod reference;
+mod resources;
 mod set;
 mod settings;
 #[cfg(test)]
@@ -83,6 +85,8 @@ pub struct Instance {
     pub retries: u32,
     /// Environment variables that reach the stage and belong to its key.
     pub env: BTreeMap<String, EnvVar>,
+    /// What it asks of the machine that runs it; in no key.
+    pub resources: Resources,
     /// Where its table starts.
     pub origin: Place,
 }

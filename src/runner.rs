@@ -12,7 +12,7 @@ use contract::{Event, Pool};
 
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::executor::Stop;
+use crate::executor::{Executor, Stop};
 use crate::key::{KeyFields, StageKey};
 use crate::pipeline::{Instance, Pipeline, StageId};
 use crate::progress::{Failure, Progress, Update};
@@ -89,13 +89,14 @@ pub fn run(
     pipeline: &Pipeline,
     store: &Store,
     options: &Options,
+    executor: &dyn Executor,
     progress: &dyn Progress,
     stop: &Stop,
 ) -> Result<Outcome, Error> {
     let started = Instant::now();
     store.sweep();
     let outside = Mutex::new(store.stat_cache());
-    let mut run = Run::new(pipeline, store, options, progress, stop, &outside);
+    let mut run = Run::new(pipeline, store, options, executor, progress, stop, &outside);
     let (sender, receiver) = channel();
     let result = std::thread::scope(|scope| {
         let result = run.until_finished(&sender, &receiver, |attempt, sender| {
@@ -119,6 +120,7 @@ struct Run<'a> {
     pipeline: &'a Pipeline,
     store: &'a Store,
     options: &'a Options,
+    executor: &'a dyn Executor,
     progress: &'a dyn Progress,
     stop: &'a Stop,
     schedule: Schedule,
@@ -138,6 +140,7 @@ impl<'a> Run<'a> {
         pipeline: &'a Pipeline,
         store: &'a Store,
         options: &'a Options,
+        executor: &'a dyn Executor,
         progress: &'a dyn Progress,
         stop: &'a Stop,
         outside: &'a Mutex<StatCache>,
@@ -157,6 +160,7 @@ impl<'a> Run<'a> {
             pipeline,
             store,
             options,
+            executor,
             progress,
             stop,
             schedule: schedule.limited(options.jobs.unwrap_or(usize::MAX)),
@@ -274,6 +278,7 @@ impl<'a> Run<'a> {
             instance,
             store: self.store,
             outside: self.outside,
+            executor: self.executor,
             stop: self.stop,
             fields: self.outcomes[task].fields.clone().expect("a queued task was checked"),
             inputs: inputs.collect(),
@@ -356,8 +361,12 @@ pub fn tasks(pipeline: &Pipeline) -> Vec<Task> {
 #[must_use]
 pub fn width(instance: &Instance) -> usize {
     let devices = instance.config.get("devices").and_then(serde_json::Value::as_u64);
-    match (instance.kind.pool(), devices) {
-        (Pool::Gpu, Some(devices)) => usize::try_from(devices).unwrap_or(1).max(1),
-        _ => 1,
-    }
+    let (cpus, gpus) = (instance.resources.cpus, instance.resources.gpus);
+    let slots = match (instance.kind.pool(), devices) {
+        (Pool::Gpu, Some(devices)) => usize::try_from(devices).ok(),
+        (Pool::Gpu, None) => gpus.and_then(|gpus| usize::try_from(gpus).ok()),
+        (Pool::Cpu, _) => cpus.and_then(|cpus| usize::try_from(cpus).ok()),
+        _ => None,
+    };
+    slots.unwrap_or(1).max(1)
 }

@@ -121,6 +121,7 @@ fn runner_keys() -> Map<String, Value> {
             "description": "how many more attempts follow a failed one",
             "anyOf": [{ "type": "integer", "minimum": 0, "maximum": 1000 }, { "$ref": "#/definitions/reference" }],
         },
+        "resources": resources(),
         "env": {
             "description": "environment variables: names to pass through, or values; part of the key",
             "anyOf": [{ "type": "array", "items": text }, { "type": "object", "additionalProperties": text }],
@@ -130,6 +131,38 @@ fn runner_keys() -> Map<String, Value> {
         Value::Object(keys) => keys,
         _ => Map::new(),
     }
+}
+
+fn resources() -> Value {
+    let text = json!({ "type": "string" });
+    let count = |doc: &str| {
+        json!({
+            "description": doc,
+            "anyOf": [{ "type": "integer", "minimum": 1 }, { "$ref": "#/definitions/reference" }],
+        })
+    };
+    json!({
+        "description": "what it asks of the machine that runs it; not part of the key",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "cpus": count("processor cores; on this machine slots of the pool `cpu`"),
+            "gpus": count("GPUs; on this machine slots of the pool `gpu`, where the kind has no `devices`"),
+            "nodes": count("machines"),
+            "memory": { "description": "memory on each machine: 500MB, 16GB", "type": "string" },
+            "time": { "description": "after how long the cluster may end it: 30m, 12h", "type": "string" },
+            "slurm": {
+                "description": "for Slurm alone",
+                "type": "object",
+                "additionalProperties": false,
+                "properties": {
+                    "partition": text,
+                    "account": text,
+                    "extra": { "description": "further options of sbatch", "type": "array", "items": text },
+                },
+            },
+        },
+    })
 }
 
 fn inputs(ports: Ports) -> Value {

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::error::{Error, Exit, io_at};
+use crate::executor::TICKET;
 use crate::fault::point;
 use crate::key::StageKey;
 
@@ -44,6 +45,9 @@ mod stat_cache;
 
 /// Format of the store. A program refuses a store with a higher number.
 const VERSION: u32 = 1;
+
+/// In a work folder: what an executor elsewhere keeps.
+const ELSEWHERE: &str = ".elsewhere";
 
 /// <https://bford.info/cachedir/>: backup programs leave such a folder out.
 const CACHEDIR_TAG: &str =
@@ -77,6 +81,8 @@ pub struct Slot {
     /// Held until the slot is gone; the stage's process inherits it.
     pub lock: KeyLock,
     attempt: PathBuf,
+    /// Whether the output folder is as an order that is still out left it.
+    pub resumed: bool,
 }
 
 impl Store {
@@ -149,13 +155,22 @@ impl Store {
         }
         // One place a key: whoever holds its lock is alone with it, and what a killed run left goes.
         let attempt = self.root.join("attempts").join(key.to_string());
-        files::remove_tree(&attempt)?;
-        let slot = Slot { store: self.clone(), key: *key, lock, attempt };
+        // A cluster may still be filling it.
+        let resumed = self.is_ordered(key.to_string().as_ref()) && attempt.join("files").is_dir();
+        if !resumed {
+            files::remove_tree(&attempt)?;
+        }
+        let slot = Slot { store: self.clone(), key: *key, lock, attempt, resumed };
         for folder in [slot.out(), slot.work()] {
             point("enter: a folder");
             fs::create_dir_all(&folder).map_err(io_at(&folder))?;
         }
         Ok(Entry::Miss(slot))
+    }
+
+    /// Whether an executor elsewhere may be at work on the key called `name`.
+    fn is_ordered(&self, name: &Path) -> bool {
+        self.root.join("work").join(name).join(ELSEWHERE).join(TICKET).exists()
     }
 
     fn action_path(&self, key: &StageKey) -> PathBuf {
@@ -229,7 +244,9 @@ impl Store {
         for entry in entries.flatten() {
             let old =
                 entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
-            if old.is_some_and(|age| age > Duration::from_secs(24 * 3600)) {
+            if !self.is_ordered(entry.file_name().as_ref())
+                && old.is_some_and(|age| age > Duration::from_secs(24 * 3600))
+            {
                 // Best effort: what cannot be removed now is removed by a later run.
                 let _ = files::remove_tree(&entry.path());
             }
@@ -273,6 +290,12 @@ impl Slot {
     #[must_use]
     pub fn work(&self) -> PathBuf {
         self.store.root.join("work").join(self.key.to_string())
+    }
+
+    /// The folder in which an executor elsewhere keeps what it must remember.
+    #[must_use]
+    pub fn elsewhere(&self) -> PathBuf {
+        self.work().join(ELSEWHERE)
     }
 
     /// Empties the output folder for another attempt.
@@ -335,7 +358,9 @@ impl Rest {
 impl Drop for Slot {
     fn drop(&mut self) {
         // After a commit the attempt was renamed away; after a failure its half-made files go.
-        let _ = files::remove_tree(&self.attempt);
+        if !self.store.is_ordered(self.key.to_string().as_ref()) {
+            let _ = files::remove_tree(&self.attempt);
+        }
     }
 }
 

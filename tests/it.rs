@@ -22,5 +22,6 @@ mod it {
     mod resume;
     mod run;
     mod signals;
+    mod slurm;
     mod terminal;
 }

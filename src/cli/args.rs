@@ -138,6 +138,16 @@ pub enum Command {
     ExecStage(ExecStage),
 }
 
+/// Where stages run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Where {
+    /// On this machine
+    #[default]
+    Local,
+    /// As batch jobs of a Slurm cluster that shares this folder and the store
+    Slurm,
+}
+
 /// `pipe run`
 #[derive(Args, Clone, Debug)]
 pub struct Run {
@@ -162,6 +172,9 @@ pub struct Run {
     /// Ask anew what the branch or tag of this stage means, and move its pin in `pipe.lock`
     #[arg(long, value_name = "STAGE", conflicts_with = "dry_run")]
     pub update: Vec<String>,
+    /// Where stages run
+    #[arg(long, value_enum, default_value_t, value_name = "WHERE")]
+    pub executor: Where,
     /// How stored results are checked
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub check: Check,
@@ -370,6 +383,9 @@ pub struct ExecStage {
     /// The job file
     #[arg(value_name = "JOB")]
     pub job: OsString,
+    /// Watch over it on a cluster's node: what happens goes into this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub node: Option<PathBuf>,
 }
 
 /// `pipe stages`

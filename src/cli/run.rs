@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::args::{Globals, Run};
+use super::args::{Globals, Run, Where};
 use super::session::{Pinning, Session};
 use super::table::align;
 use super::{plan as plan_command, print, print_json};
 use crate::error::{Error, Exit};
 use crate::exec::JobFile;
-use crate::executor::Stop;
+use crate::executor::local::Local;
+use crate::executor::slurm::Slurm;
+use crate::executor::{Executor, Stop};
 use crate::graph::Graph;
 use crate::key::KeyFields;
 use crate::measured::summary;
@@ -43,7 +45,15 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
             print(&plan_command::text(&planned))
         };
     }
-    session.count_adapters(registry)?;
+    let executor: Box<dyn Executor> = match args.executor {
+        Where::Local => Box::new(Local),
+        Where::Slurm => Box::new(Slurm::open()?),
+    };
+    if executor.is_here() {
+        session.count_adapters(registry)?;
+    } else {
+        session.pools_elsewhere();
+    }
     session.options.keep_going = args.keep_going;
     session.options.jobs = args.jobs.map(usize::from);
     session.options.lock_wait = args.lock_wait;
@@ -59,7 +69,14 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
         started: format!("{started:.0}"),
     })?;
     let progress = progress(args, globals);
-    let outcome = runner::run(&session.pipeline, &session.store, &session.options, progress.as_ref(), &stop);
+    let outcome = runner::run(
+        &session.pipeline,
+        &session.store,
+        &session.options,
+        executor.as_ref(),
+        progress.as_ref(),
+        &stop,
+    );
     progress.finish();
     let outcome = outcome?;
     let exit = exit(&outcome, &stop, signal.load(Ordering::SeqCst));
@@ -219,7 +236,10 @@ fn tell(
         return Ok(());
     }
     anstream::eprintln!("{}", closing(outcome));
-    let again = format!("pipe run {}", command_tail(args, globals, ""));
+    let mut again = format!("pipe run {}", command_tail(args, globals, ""));
+    if args.executor == Where::Slurm {
+        again += " --executor slurm";
+    }
     match exit {
         Exit::Ok => {
             let leaves = Graph::new(pipeline)?.leaves();

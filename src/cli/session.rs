@@ -18,6 +18,9 @@ use crate::store::{self, Store};
 /// How many transfers run side by side where `[pools]` says nothing.
 const NETWORK: usize = 4;
 
+/// Slots of a pool on a cluster where `[pools]` says nothing: more than a queue takes.
+const ELSEWHERE: usize = 100_000;
+
 /// A pipeline cut down to the stages that take part, and the store they are in.
 pub struct Session {
     /// The stages that take part.
@@ -96,6 +99,14 @@ impl Session {
         let session = Self::open(file, &selection, false, Check::Stat, Pinning::AsItIs, globals, registry)?;
         let found = select(&session.pipeline, stage)?;
         Ok((session, found))
+    }
+
+    /// Lets a cluster's own queue say what runs side by side, but for pools that the file sets.
+    pub fn pools_elsewhere(&mut self) {
+        for pool in [Pool::Gpu, Pool::Cpu, Pool::Network].map(Pool::name) {
+            let slots = self.pipeline.pools.get(pool).copied().unwrap_or(ELSEWHERE);
+            self.options.pools.insert(pool.to_owned(), slots);
+        }
     }
 
     /// Sets the size of the `gpu` pool: as the file says, else the number of hardware adapters. These are

@@ -15,7 +15,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use contract::Event;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use super::{Ended, Stop};
+use super::{Ended, Executor, Order, Stop, TICKET};
 use crate::error::{Error, Exit, io_at};
 use crate::fault::point;
 
@@ -63,6 +63,30 @@ pub struct Launch<'a> {
     pub env: Vec<(String, String)>,
     /// After how long it is stopped.
     pub timeout: Option<Duration>,
+}
+
+/// Runs stages as children of this process.
+pub struct Local;
+
+impl Executor for Local {
+    fn is_here(&self) -> bool {
+        true
+    }
+
+    fn goes_on(&self, elsewhere: &Path) -> Result<bool, Error> {
+        let ticket = elsewhere.join(TICKET);
+        if !ticket.exists() {
+            return Ok(false);
+        }
+        let message = format!("a job on a cluster may still be at this stage: `{}`", ticket.display());
+        Err(Error::new(Exit::Failed, message).hint(
+            "`--executor slurm` goes on with it; to give it up, `scancel` the job and remove that file",
+        ))
+    }
+
+    fn run(&self, order: &Order<'_>, stop: &Stop, tell: &mut dyn FnMut(Event)) -> Result<Ended, Error> {
+        run(&order.launch, stop, tell)
+    }
 }
 
 /// Runs the child to its end, passing its events on.

@@ -12,7 +12,7 @@ use super::near;
 use crate::registry::Registry;
 
 /// The keys of a stage that the runner reads itself; every other key is a parameter of the kind.
-pub const RUNNER_KEYS: [&str; 6] = ["kind", "inputs", "matrix", "timeout", "retries", "env"];
+pub const RUNNER_KEYS: [&str; 7] = ["kind", "inputs", "matrix", "timeout", "retries", "env", "resources"];
 
 const TOP_KEYS: [&str; 4] = ["name", "vars", "pools", "stages"];
 
@@ -36,6 +36,7 @@ pub struct RawStage {
     pub timeout: Option<Node>,
     pub retries: Option<Node>,
     pub env: Option<Node>,
+    pub resources: Option<Node>,
     /// The kind's parameters.
     pub params: Vec<Entry>,
 }
@@ -152,6 +153,7 @@ fn read_stage(
         timeout: None,
         retries: None,
         env: None,
+        resources: None,
         params: Vec::new(),
     };
     let mut kind = None;
@@ -163,6 +165,7 @@ fn read_stage(
             "timeout" => stage.timeout = Some(entry.node),
             "retries" => stage.retries = Some(entry.node),
             "env" => stage.env = Some(entry.node),
+            "resources" => stage.resources = Some(entry.node),
             _ => stage.params.push(entry),
         }
     }

@@ -13,7 +13,7 @@ use super::form::{Form, RUNNER_KEYS, RawStage, wrong_type};
 use super::interpolate::{Matrix, Row, Scope, uses_axis};
 use super::matrix::label;
 use super::reference::{Pick, Reference, malformed, texts};
-use super::{InputRef, Instance, StageId, near, settings};
+use super::{InputRef, Instance, StageId, near, resources, settings};
 
 /// What all stages share while they are expanded.
 pub struct Expansion<'a> {
@@ -62,6 +62,8 @@ impl Expansion<'_> {
         let retries =
             apply(&stage.retries, errors).map_or(0, |node| settings::retries(&stage.name, &node, errors));
         let env = apply(&stage.env, errors).map(|node| settings::env(&stage.name, &node, errors));
+        let resources =
+            apply(&stage.resources, errors).map(|node| resources::resources(&stage.name, &node, errors));
         let row = row?;
         Some(Instance {
             id: id(&stage.name, row),
@@ -73,6 +75,7 @@ impl Expansion<'_> {
             timeout,
             retries,
             env: env.unwrap_or_default(),
+            resources: resources.unwrap_or_default(),
             origin: place(self.sources, &stage.span),
         })
     }
@@ -194,7 +197,7 @@ impl Expansion<'_> {
         let Some(kind) = stage.kind else { return };
         for axis in axes {
             let is_param = kind.params().iter().any(|param| param.name == axis);
-            let settings = [&stage.inputs, &stage.timeout, &stage.retries, &stage.env];
+            let settings = [&stage.inputs, &stage.timeout, &stage.retries, &stage.env, &stage.resources];
             let named = stage.params.iter().map(|entry| &entry.node).chain(settings.into_iter().flatten());
             let used = (is_param && find(&stage.params, axis).is_none())
                 || named.into_iter().any(|node| uses_axis(node, axis))

@@ -11,7 +11,12 @@ use super::form::wrong_type;
 
 /// `timeout = "12h"`.
 pub fn timeout(stage: &str, node: &Node, errors: &mut Vec<Diagnostic>) -> Option<Duration> {
-    let what = format!("`timeout` of stage `{stage}`");
+    length("timeout", &format!("stage `{stage}`"), node, errors)
+}
+
+/// A length of time, `key` of `owner`.
+pub fn length(key: &str, owner: &str, node: &Node, errors: &mut Vec<Diagnostic>) -> Option<Duration> {
+    let what = format!("`{key}` of {owner}");
     let Datum::Text(text) = &node.datum else {
         wrong_type(node, &what, "text such as `\"90s\"`, `\"10m\"`, `\"12h\"`", errors);
         return None;

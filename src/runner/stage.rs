@@ -11,13 +11,14 @@ use super::Message;
 use crate::digest::Digest;
 use crate::error::{Error, Exit, io_at};
 use crate::exec::JobFile;
-use crate::executor::local::{self, Launch};
-use crate::executor::{Ended, Stop};
+use crate::executor::local::Launch;
+use crate::executor::{Ended, Executor, Order, Stop};
 use crate::fault::point;
 use crate::key::{KeyFields, env_value};
 use crate::pipeline::Instance;
 use crate::progress::Failure;
 use crate::schedule::Ending;
+use crate::store::files::remove_tree;
 use crate::store::{Action, Check, Entry, Rest, Slot, StatCache, Store};
 
 /// The first pause before a retry; it doubles from there.
@@ -26,6 +27,9 @@ const BACK_OFF: Duration = Duration::from_secs(1);
 /// The longest pause before a retry.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
 
+/// How many letters of a key tell it from others, for people.
+const SHORT: usize = 12;
+
 /// Everything a stage's thread needs.
 pub struct Attempt<'a> {
     pub task: usize,
@@ -33,6 +37,7 @@ pub struct Attempt<'a> {
     pub instance: &'a Instance,
     pub store: &'a Store,
     pub outside: &'a Mutex<StatCache>,
+    pub executor: &'a dyn Executor,
     pub stop: &'a Stop,
     pub fields: KeyFields,
     pub inputs: BTreeMap<String, Vec<(String, Digest)>>,
@@ -92,8 +97,11 @@ impl Attempt<'_> {
 
     fn make(&self, slot: Slot, sender: &Sender<Message>) -> Result<Made, Failure> {
         let log = self.store.log_path(&slot.key());
-        point("stage: before its log");
-        std::fs::write(&log, "").map_err(io_at(&log)).map_err(failed)?;
+        let elsewhere = slot.elsewhere();
+        if !self.executor.goes_on(&elsewhere).map_err(failed)? {
+            point("stage: before its log");
+            std::fs::write(&log, "").map_err(io_at(&log)).map_err(failed)?;
+        }
         let (started, clock) = (jiff::Timestamp::now(), Instant::now());
         let mut told = Told::default();
         for attempt in 0.. {
@@ -101,7 +109,10 @@ impl Attempt<'_> {
                 Ended::Cancelled => return Ok(Made::Stopped),
                 Ended::Finished => {
                     point("stage: finished");
-                    self.recheck_inputs().map_err(failed)?;
+                    if let Err(error) = self.recheck_inputs() {
+                        remove_tree(&elsewhere).map_err(failed)?;
+                        return Err(failed(error));
+                    }
                     let stored = slot.commit(|object| Action {
                         object,
                         kind: self.fields.kind.clone(),
@@ -112,6 +123,10 @@ impl Attempt<'_> {
                         provenance: told.provenance,
                         warnings: told.warnings,
                     });
+                    if stored.is_err() {
+                        // What cannot be stored is no reason to go on with the job that made it.
+                        remove_tree(&elsewhere).map_err(failed)?;
+                    }
                     let (action, rest) = stored.map_err(failed)?;
                     return Ok(Made::Stored(Box::new(action), rest));
                 }
@@ -151,7 +166,11 @@ impl Attempt<'_> {
             inputs: self.artifacts(),
             out: slot.out(),
             work: slot.work(),
-            devices: self.slots.clone(),
+            devices: if self.executor.is_here() {
+                self.slots.clone()
+            } else {
+                (0..self.slots.len()).collect()
+            },
         };
         let file = log.with_extension("job.json");
         point("stage: before its job file");
@@ -159,7 +178,16 @@ impl Attempt<'_> {
         std::fs::write(&file, text).map_err(io_at(&file))?;
         let launch =
             Launch { job: &file, lock: &slot.lock.0, log, env: self.env(), timeout: self.instance.timeout };
-        local::run(&launch, self.stop, |event| {
+        let order = Order {
+            launch,
+            stage: &self.instance.id.0,
+            key: slot.key().to_string().chars().take(SHORT).collect(),
+            elsewhere: slot.elsewhere(),
+            out: slot.out(),
+            resumed: slot.resumed,
+            resources: &self.instance.resources,
+        };
+        self.executor.run(&order, self.stop, &mut |event| {
             match &event {
                 Event::Provenance { name, value } => {
                     drop(told.provenance.insert(name.clone(), value.clone()))
@@ -189,7 +217,13 @@ impl Attempt<'_> {
         let kind = self.instance.kind;
         let passed = kind.surroundings().iter().chain(kind.secrets());
         env.extend(passed.filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))));
-        if kind.pool() == Pool::Gpu && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        if let (false, Some(cpus)) = (self.executor.is_here(), self.instance.resources.cpus) {
+            env.push(("RAYON_NUM_THREADS".to_owned(), cpus.to_string()));
+        }
+        if self.executor.is_here()
+            && kind.pool() == Pool::Gpu
+            && std::env::var_os("RAYON_NUM_THREADS").is_none()
+        {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let threads = (cores * self.slots.len() / self.slots_of_pool.max(1)).max(1);
             env.push(("RAYON_NUM_THREADS".to_owned(), threads.to_string()));

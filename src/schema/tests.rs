@@ -142,6 +142,13 @@ fn a_file_that_uses_everything_conforms() {
         matrix = { m = [1, "b", true], include = [{ m = 3 }], exclude = [{ m = 1 }] }
         argv = "${list}"
         env = { A = "b" }
+        [stages.b.resources]
+        cpus = 4
+        gpus = "${n}"
+        nodes = 1
+        memory = "16GB"
+        time = "12h"
+        slurm = { partition = "p", account = "x", extra = ["--qos=long"] }
     "#;
     assert_eq!(errors(text), [""; 0]);
 }

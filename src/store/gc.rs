@@ -14,6 +14,7 @@ use super::files::remove_tree;
 use super::{Action, Check, Store};
 use crate::digest::Digest;
 use crate::error::{Error, Exit, io_at};
+use crate::executor::TICKET;
 use crate::key::StageKey;
 
 /// What is younger stays, whatever names it.
@@ -85,6 +86,18 @@ impl Store {
         self.root.join("locks").join("in-use")
     }
 
+    /// What a job on a cluster reads is named by no record yet if the run that ordered it was killed.
+    fn refuse_while_ordered(&self) -> Result<(), Error> {
+        let folder = self.root.join("work");
+        let entries = fs::read_dir(&folder).map_err(io_at(&folder))?.flatten();
+        let ordered = entries.map(|entry| entry.file_name()).find(|name| self.is_ordered(name.as_ref()));
+        let Some(name) = ordered else { return Ok(()) };
+        let path = folder.join(name).join(super::ELSEWHERE).join(TICKET);
+        let message = format!("a job on a cluster may still read from this store: `{}`", path.display());
+        Err(Error::new(Exit::Failed, message)
+            .hint("`pipe run FILE --executor slurm` goes on with it; to give it up, `scancel` it and remove that file"))
+    }
+
     /// Removes what no kept run names. Calls `waiting` if it has to wait for a run.
     ///
     /// # Errors
@@ -96,6 +109,7 @@ impl Store {
             waiting();
             lock.lock().map_err(io_at(&path))?;
         }
+        self.refuse_while_ordered()?;
         let runs = self.runs()?;
         let old_runs = &runs[..runs.len().saturating_sub(keep.runs)];
         let kept = runs[old_runs.len()..].iter().flat_map(|run| &run.stages).filter_map(|stage| stage.key);
@@ -176,7 +190,10 @@ impl Store {
         let mut removed = 0;
         for entry in fs::read_dir(&folder).map_err(io_at(&folder))?.flatten() {
             let key = entry.file_name().to_str().and_then(|name| name.parse().ok()).map(StageKey);
-            if key.is_some_and(|key| roots.contains(&key)) || !older(modified(&entry.path())?, grace) {
+            if self.is_ordered(entry.file_name().as_ref())
+                || key.is_some_and(|key| roots.contains(&key))
+                || !older(modified(&entry.path())?, grace)
+            {
                 continue;
             }
             removed += 1;

@@ -182,6 +182,109 @@ fn bad_timeout_retries_and_environment() {
 }
 
 #[test]
+fn resources_are_read_and_interpolated() {
+    let text = "[vars]\nn = 4\n[stages.a]\nkind = \"make\"\n[stages.a.resources]\ncpus = \"${n}\"\nmemory = \"2GB\"\ngpus = 1\n\
+        nodes = 2\ntime = \"90m\"\nslurm = { partition = \"p\", account = \"x\", extra = [\"--qos=long\"] }\n";
+    let pipeline = good(text, &[]);
+    let seen = &pipeline.instances[0].resources;
+    assert_eq!(
+        (seen.cpus, seen.memory, seen.gpus, seen.nodes),
+        (Some(4), Some(2_000_000_000), Some(1), Some(2))
+    );
+    assert_eq!(seen.time, Some(Duration::from_secs(5400)));
+    assert_eq!((seen.slurm.partition.as_deref(), seen.slurm.account.as_deref()), (Some("p"), Some("x")));
+    assert_eq!(seen.slurm.extra, ["--qos=long"]);
+}
+
+#[test]
+fn bad_resources() {
+    let text = "[stages.a]\nkind = \"make\"\nresources = { cpu = 1, gpus = 0, memory = 3, time = \"x\", \
+        slurm = { partitoin = \"p\", account = \"a b\", extra = [\"qos\", \"--array=1-3\", \"-Jx\"] } }\n\
+        [stages.b]\nkind = \"make\"\nresources = 3\n[stages.c]\nkind = \"make\"\nresources = { memory = \"much\" }\n";
+    assert_snapshot!(seen(text, &[]), @r#"
+    error: unknown key `cpu` in `resources` of stage `a`
+     --> p.toml:3:15
+      |
+    3 | resources = { cpu = 1, gpus = 0, memory = 3, time = "x", slurm = { partitoin = "p", account = "a b", extra = ["qos", "--array=1-3", "...
+      |               ^^^
+      |
+      = help: did you mean `cpus`?
+
+    error: `gpus` in `resources` of stage `a` must be a whole number between 1 and 1000000
+     --> p.toml:3:31
+      |
+    3 | resources = { cpu = 1, gpus = 0, memory = 3, time = "x", slurm = { partitoin = "p", account = "a b", extra = ["qos", "--array=1-3", "...
+      |                               ^ this is the number 0
+
+    error: `memory` in `resources` of stage `a` must be text such as `"16GB"`
+     --> p.toml:3:43
+      |
+    3 | resources = { cpu = 1, gpus = 0, memory = 3, time = "x", slurm = { partitoin = "p", account = "a b", extra = ["qos", "--array=1-3", "...
+      |                                           ^ this is the number 3
+
+    error: `time` of `resources` of stage `a` must be a length of time
+     --> p.toml:3:53
+      |
+    3 | resources = { cpu = 1, gpus = 0, memory = 3, time = "x", slurm = { partitoin = "p", account = "a b", extra = ["qos", "--array=1-3", "...
+      |                                                     ^^^ this is the text `x`
+      |
+      = help: write `90s`, `10m`, `12h` or `3d`
+
+    error: unknown key `partitoin` in `slurm` in `resources` of stage `a`
+     --> p.toml:3:68
+      |
+    3 | resources = { cpu = 1, gpus = 0, memory = 3, time = "x", slurm = { partitoin = "p", account = "a b", extra = ["qos", "--array=1-3", "...
+      |                                                                    ^^^^^^^^^
+      |
+      = help: did you mean `partition`?
+
+    error: `account` in `slurm` in `resources` of stage `a` must be text without blanks
+     --> p.toml:3:95
+      |
+    3 | resources = { cpu = 1, gpus = 0, memory = 3, time = "x", slurm = { partitoin = "p", account = "a b", extra = ["qos", "--array=1-3", "...
+      |                                                                                               ^^^^^ this is the text `a b`
+
+    error: an item of `extra` in `slurm` in `resources` of stage `a` must be an option
+     --> p.toml:3:111
+      |
+    3 | resources = { cpu = 1, gpus = 0, memory = 3, time = "x", slurm = { partitoin = "p", account = "a b", extra = ["qos", "--array=1-3", "...
+      |                                                                                                               ^^^^^
+      |
+      = help: write `--qos=long`, one option an item, its value behind `=`
+
+    error: `extra` in `slurm` in `resources` of stage `a` cannot set `--array`
+     --> p.toml:3:118
+      |
+    3 | resources = { cpu = 1, gpus = 0, memory = 3, time = "x", slurm = { partitoin = "p", account = "a b", extra = ["qos", "--array=1-3", "...
+      |                                                                                                                      ^^^^^^^^^^^^^
+      |
+      = help: the runner sets it itself; leave it out
+
+    error: `extra` in `slurm` in `resources` of stage `a` cannot set `-J`
+     --> p.toml:3:133
+      |
+    3 | ...titoin = "p", account = "a b", extra = ["qos", "--array=1-3", "-Jx"] } }
+      |                                                                  ^^^^^
+      |
+      = help: the runner sets it itself; leave it out
+
+    error: `resources` of stage `b` must be a table
+     --> p.toml:6:13
+      |
+    6 | resources = 3
+      |             ^ this is the number 3
+
+    error: `memory` in `resources` of stage `c` must be a size
+     --> p.toml:9:24
+      |
+    9 | resources = { memory = "much" }
+      |                        ^^^^^^ this is the text `much`
+      |
+      = help: write `500MB`, `16GB` or `16GiB`
+    "#);
+}
+
+#[test]
 fn bad_pools_and_name() {
     assert_snapshot!(seen("name = 3\n[pools]\ngpus = 1\ncpu = 0\n[stages.a]\nkind = \"make\"\n", &[]), @r#"
     error: `name` must be text
