@@ -50,11 +50,16 @@ pub fn answer(
         ))
         .hint("take tokenizer.json and config.json from the same model"));
     }
-    let mut text = tokenizer.decode_stream(true);
-    generate::stream(&llama, &ids, most, stop, |id| match text.step(id).map_err(failure)? {
-        Some(piece) => said(&piece),
-        None => Ok(()),
+    let (mut text, mut answer, mut told) = (tokenizer.decode_stream(true), Vec::new(), String::new());
+    generate::stream(&llama, &ids, most, stop, |id| {
+        answer.push(id);
+        let piece = text.step(id).map_err(failure)?.unwrap_or_default();
+        told.push_str(&piece);
+        said(&piece)
     })?;
+    // What ends within a character was held back.
+    let whole = tokenizer.decode(&answer, true).map_err(failure)?;
+    whole.strip_prefix(&told).map_or(Ok(()), said)?;
     Ok(opened.label)
 }
 

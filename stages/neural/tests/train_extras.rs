@@ -287,6 +287,12 @@ fn a_longer_run_goes_on_where_a_finished_one_ended() {
             assert_eq!(tree(&bench.out("longer").join(&step)), tree(&bench.out("whole").join(&step)));
         }
         assert_eq!(tree(&bench.out("longer").join("state")), tree(&bench.out("whole").join("state")));
+        let short = Artifact { label: "short".into(), path: bench.out("short") };
+        bench.inputs.0.insert("resume".into(), vec![short]);
+        let mut still = given.clone();
+        still["lr"] = json!(0.0);
+        let stood = bench.run("still", &still).warnings().iter().any(|text| text.contains("did not move"));
+        assert_eq!(stood, method == "dora", "magnitudes are held against where the longer run began");
         let info = run_info(&bench, "longer");
         assert_eq!((info.steps[0], info.total_steps), (30, 120));
     }

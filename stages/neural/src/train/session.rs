@@ -33,7 +33,7 @@ pub struct Session<'a> {
     /// Where prompts are to be answered.
     samples: Option<Lines>,
     heldout: Vec<Batch>,
-    /// Magnitudes before the first step, by name.
+    /// Magnitudes before the run's first step, by name.
     magnitudes: BTreeMap<String, Vec<f32>>,
     /// Epoch and order of its rows.
     order: (u64, Vec<usize>),
@@ -46,6 +46,13 @@ pub struct Session<'a> {
 impl<'a> Session<'a> {
     /// Starts, or goes on where a checkpoint was left.
     pub fn start(settings: &'a Settings, mut setup: Setup, ctx: &Context<'_>) -> Result<Self, StageError> {
+        let start = setup.resumed.as_ref().map_or(0, |last| last.step);
+        if let Some(last) = setup.resumed.take() {
+            let fresh = setup.trainer.loss_scale();
+            let same = fresh.is_dynamic() == last.loss_scale.is_dynamic();
+            let scale = if same { last.loss_scale } else { fresh };
+            setup.trainer.restore(last.step, scale, &last.slabs)?;
+        }
         let magnitudes =
             setup.trainer.tensors()?.into_iter().filter(|(leaf, _)| leaf.name.ends_with("_magnitude_vector"));
         let magnitudes = magnitudes.map(|(leaf, values)| (leaf.name, values)).collect();
@@ -56,9 +63,8 @@ impl<'a> Session<'a> {
             setup.total,
             setup.deal.epoch_steps()
         ));
-        let fingerprint = fingerprint(settings, &setup)?;
+        let fingerprint = fingerprint(settings, &setup, start)?;
         let stored = State::newest(ctx.work(), &fingerprint)?;
-        let start = setup.resumed.as_ref().map_or(0, |last| last.step);
         let (step, bytes, sampled, watch) =
             stored.as_ref().map_or((start, 0, 0, Watch::default()), |state| {
                 let found = &state.manifest;
@@ -66,13 +72,6 @@ impl<'a> Session<'a> {
             });
         fs::create_dir_all(ctx.work()).map_err(at(ctx.work()))?;
         forget(ctx.work(), |saved| saved > step)?;
-        let last = setup.resumed.take().filter(|_| stored.is_none());
-        if let Some(last) = last {
-            let fresh = setup.trainer.loss_scale();
-            let same = fresh.is_dynamic() == last.loss_scale.is_dynamic();
-            let scale = if same { last.loss_scale } else { fresh };
-            setup.trainer.restore(last.step, scale, &last.slabs)?;
-        }
         if let Some(state) = stored {
             setup.trainer.restore(step, state.manifest.loss_scale, &state.slabs)?;
             ctx.note(format!("goes on after step {step}"));
@@ -341,13 +340,13 @@ fn is_turn(step: u64, every: u64) -> bool {
 }
 
 /// What must be the same for a checkpoint to be taken up.
-fn fingerprint(settings: &Settings, setup: &Setup) -> Result<String, StageError> {
+fn fingerprint(settings: &Settings, setup: &Setup, start: u64) -> Result<String, StageError> {
     let groups = setup.trainer.layouts().iter().map(|layout| format!("{}:{}", layout.name, layout.len));
     let facts = serde_json::json!({
         "version": VERSION,
         "settings": settings,
         "rows": setup.train.rows.len(),
-        "start": setup.resumed.as_ref().map_or(0, |last| last.step),
+        "start": start,
         "groups": groups.collect::<Vec<_>>(),
     });
     Ok(serde_json::to_string(&facts)?)
