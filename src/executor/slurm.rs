@@ -63,7 +63,10 @@ impl Slurm {
     }
 
     /// The job that a run before this one ordered, if it goes on or has left a record.
-    fn attach(&self, order: &Order<'_>) -> Result<Option<Job>, Error> {
+    ///
+    /// # Errors
+    /// If the queue cannot be read, or the run is asked to stop before it answers.
+    fn attach(&self, order: &Order<'_>, stop: &Stop) -> Result<Option<Job>, Error> {
         let path = order.elsewhere.join(TICKET);
         let Ok(text) = fs::read(&path) else { return Ok(None) };
         let Ok(ticket) = serde_json::from_slice::<Ticket>(&text) else { return Ok(None) };
@@ -87,11 +90,18 @@ impl Slurm {
                     Some(Some(seen)) if seen.is_alive() => break,
                     Some(_) if job.record().is_none() => return Ok(None),
                     Some(_) => break,
+                    None if stop.asked() => {
+                        let message = format!("stopped before the queue told how job {} is", job.id);
+                        return Err(Error::new(Exit::Stopped, message)
+                            .hint("the job may go on; the next run goes on with it"));
+                    }
                     None => std::thread::sleep(TICK),
                 }
             }
         }
-        write_ticket(&order.elsewhere, &Ticket { job: Some(job.id.clone()), ..ticket })?;
+        if ticket.job.is_none() {
+            write_ticket(&order.elsewhere, &Ticket { job: Some(job.id.clone()), ..ticket })?;
+        }
         Ok(Some(job))
     }
 
@@ -151,7 +161,8 @@ impl Slurm {
     /// Follows a job to its end. `None`: it gave its machine back and could not queue again by itself.
     fn follow(&self, job: &Job, stop: &Stop, tell: &mut dyn FnMut(Event)) -> Option<Ended> {
         let mut events = Tail::new(job.folder.join(node::EVENTS));
-        let (mut asked, mut gone, mut waits) = (Asked::default(), None::<Instant>, String::new());
+        let (mut asked, mut gone) = (Asked::default(), None::<Instant>);
+        let (mut waits, mut silent) = (String::new(), None);
         loop {
             events.read(tell);
             if let Some(record) = job.record() {
@@ -180,6 +191,14 @@ impl Slurm {
                 }
                 None => {}
             }
+            let trouble = self.queue.trouble();
+            if let (None, Some(why)) = (&silent, &trouble) {
+                tell(Event::Note { text: format!("Slurm does not answer: {why}") });
+            }
+            if stop.urgent() && trouble.is_some() {
+                return Some(Ended::Cancelled);
+            }
+            silent = trouble;
             if asked.ask(&job.id, stop) {
                 self.queue.hurry();
             }
@@ -198,7 +217,7 @@ impl Executor for Slurm {
     }
 
     fn run(&self, order: &Order<'_>, stop: &Stop, tell: &mut dyn FnMut(Event)) -> Result<Ended, Error> {
-        let mut job = self.attach(order)?;
+        let mut job = self.attach(order, stop)?;
         if let Some(job) = &job {
             tell(Event::Note { text: format!("goes on with job {}", job.id) });
         }
@@ -222,6 +241,8 @@ impl Executor for Slurm {
             match self.follow(&current, stop, tell) {
                 // The ticket stays until the output is stored: a crash in between costs no second job.
                 Some(Ended::Finished) => return Ok(Ended::Finished),
+                // Nobody knows whether the job heard of it: the next run finds out.
+                Some(Ended::Cancelled) if self.queue.trouble().is_some() => return Ok(Ended::Cancelled),
                 Some(ended) => {
                     forget(&order.elsewhere)?;
                     return Ok(ended);

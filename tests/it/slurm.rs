@@ -149,6 +149,32 @@ fn a_run_that_was_killed_goes_on_with_its_jobs_and_submits_none_again() {
 }
 
 #[test]
+fn a_run_that_was_killed_before_it_knew_the_jobs_number_finds_the_job() {
+    let Some(slurm) = Cluster::up() else { return };
+    let place = Place::new(&stage(
+        "a",
+        "echo a >> @/ran; until [ -e @/go ]; do sleep 0.1; done; echo x > $OUT/x",
+        "",
+    ));
+    std::fs::create_dir(place.path("bin")).unwrap();
+    let sbatch = "#!/bin/sh\n[ \"$1\" = --version ] || { /usr/bin/sbatch \"$@\"; kill -9 $PPID; }\n";
+    place.write("bin/sbatch", sbatch);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(place.path("bin/sbatch"), mode).unwrap();
+    let path = format!("{}:{}", place.path("bin").display(), std::env::var("PATH").unwrap());
+    assert_eq!(slurm.run(&place).env("PATH", &path).start().wait().0, None, "killed");
+    assert_eq!(slurm.jobs(&place).len(), 1);
+    let run = slurm.run(&place).start();
+    until("the job runs", || place.lines("ran") == 1);
+    std::thread::sleep(Duration::from_secs(5));
+    place.write("go", "");
+    let (code, said) = run.wait();
+    assert_eq!(code, Some(0), "{said:?}");
+    said.says(&["goes on with job"]).counts(0, 1, 0);
+    assert_eq!((slurm.jobs(&place).len(), place.lines("ran")), (1, 1));
+}
+
+#[test]
 fn cancel_stops_what_runs_and_what_waits() {
     let Some(slurm) = Cluster::up() else { return };
     let held = stage("held", "true", "") + "[stages.held.resources]\nslurm = { extra = [\"--hold\"] }\n";

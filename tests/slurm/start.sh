@@ -9,6 +9,11 @@
 # three after it must be free.
 set -euo pipefail
 
+for program in munged slurmctld slurmd sbatch; do
+  command -v "$program" >/dev/null || { echo "\`$program\` is missing: apt-get install slurm-wlm munge" >&2; exit 1; }
+done
+[ "$(id -u)" = 0 ] || { echo "only root can start it" >&2; exit 1; }
+
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 port=${2:-17817}
 host=$(hostname -s)

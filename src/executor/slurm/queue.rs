@@ -65,6 +65,8 @@ struct Look {
     tried: Option<Instant>,
     period: Duration,
     jobs: HashMap<String, Seen>,
+    /// Why the last look saw nothing.
+    trouble: Option<String>,
 }
 
 impl Queue {
@@ -81,6 +83,11 @@ impl Queue {
     pub fn find(&self, name: &str) -> Result<Option<String>, Error> {
         let jobs = squeue()?;
         Ok(jobs.into_iter().find(|(_, seen)| seen.name == name).map(|(id, _)| id))
+    }
+
+    /// Why the last look saw nothing, if it did not.
+    pub fn trouble(&self) -> Option<String> {
+        self.look(|look| look.trouble.clone())
     }
 
     /// Something is about to change: looks often again.
@@ -107,10 +114,13 @@ impl Look {
         let changed = match seen {
             Ok(jobs) => {
                 let changed = jobs != self.jobs;
-                (self.at, self.jobs) = (Some(begun), jobs);
+                (self.at, self.jobs, self.trouble) = (Some(begun), jobs, None);
                 changed
             }
-            Err(_) => false,
+            Err(error) => {
+                self.trouble = Some(error.message);
+                false
+            }
         };
         self.period = if changed { OFTEN } else { (self.period * 3 / 2).clamp(OFTEN, SELDOM) };
     }
