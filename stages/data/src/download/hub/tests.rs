@@ -137,7 +137,9 @@ fn cut_connections_go_on_where_they_were() {
     world.check_model();
     let resumed = world.asked_for("tokenizer.json");
     assert!(resumed[1].ends_with(" 70000-"), "{resumed:?}");
-    assert_eq!(world.asked_for("/cdn/").iter().filter(|line| line.ends_with(" 150000-")).count(), 2);
+    // Both shards are cut once, or one of them twice: they come at the same time.
+    let goes_on = |line: &&String| line.ends_with(" 150000-") || line.ends_with(" 300000-");
+    assert_eq!(world.asked_for("/cdn/").iter().filter(goes_on).count(), 2);
 }
 
 #[test]
