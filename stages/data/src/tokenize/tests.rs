@@ -170,6 +170,34 @@ fn an_empty_data_set_a_row_without_instruction_and_a_broken_tokenizer_are_named(
     assert!(error(world.rows(&json!([row("a", "b")]))).contains("tokenizer.json"));
 }
 
+/// Bytes overwritten, cut out, or the file cut off, at 300 seeded places.
+#[test]
+fn no_damage_to_a_tokenizer_makes_the_stage_panic() {
+    let world = World::new();
+    let rows = world.rows(&json!([row("copy sun moon", "sun moon"), row("é\r\n🦀", "")]));
+    let good = fs::read(world.model.out("tokenizer.json")).unwrap();
+    let mut state = 5u64;
+    let mut below = |limit: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % limit
+    };
+    let mut refused = 0;
+    for round in 0..300 {
+        let mut bytes = good.clone();
+        match round % 3 {
+            0 => (0..=below(4)).for_each(|_| bytes[below(good.len())] = b" \"{}[],:0a\\"[below(11)]),
+            1 => bytes.truncate(below(good.len())),
+            _ => drop(bytes.drain({
+                let at = below(good.len() - 40);
+                at..at + 1 + below(39)
+            })),
+        }
+        fs::write(world.model.out("tokenizer.json"), bytes).unwrap();
+        refused += usize::from(world.run(&rows, json!({ "heldout": 0 })).is_err());
+    }
+    assert!(refused > 150, "{refused} of 300 refused");
+}
+
 #[test]
 fn bos_can_be_left_out_or_forced() {
     let world = World::new();
