@@ -9,7 +9,7 @@
 //! * [`nf4`]: the codes of bitsandbytes and their serialized layout. [`adapter`]: a PEFT folder.
 //! * [`alpaca`]: rows and prompt templates. [`example`], [`rows`]: rows of any form, from JSON, JSON lines and
 //!   Parquet. [`template`]: how they become text. [`split`]: the held-out rows of `datasets`.
-//! * [`tokens`], [`run`]: what `tokenize` and `train` write for the stages after them.
+//! * [`tokenizer`]: `tokenizer.json`. [`tokens`], [`run`]: what `tokenize` and `train` write for the stages after them.
 //!
 //! It does not know tensors of a backend, stages or the runner.
 #![deny(unsafe_code)]
@@ -26,6 +26,7 @@ pub mod rows;
 pub mod run;
 pub mod split;
 pub mod template;
+pub mod tokenizer;
 pub mod tokens;
 pub mod weights;
 

@@ -70,7 +70,7 @@ fn tokenizer(model: &Path) -> Result<Tokenizer, StageError> {
             "copy the base model's beside it; a `checkpoint` stage does that for its input `model`, and `merge` always",
         ));
     }
-    Tokenizer::from_file(&path).map_err(|error| StageError::new(format!("`{}`: {error}", path.display())))
+    Ok(formats::tokenizer::read(&path)?)
 }
 
 /// The adapter of a folder. Where a run is known to it, the model must be what that run was trained on.

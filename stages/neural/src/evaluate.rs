@@ -164,8 +164,8 @@ impl Exam {
             tokens.rows.truncate(settings.rows);
         }
         let path = model.join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&path).map_err(|error| {
-            StageError::new(format!("`{}`: {error}", path.display()))
+        let tokenizer = formats::tokenizer::read(&path).map_err(|error| {
+            StageError::new(error.to_string())
                 .hint("the base model's folder needs the tokenizer that the rows were tokenized with")
         })?;
         Ok(Self { rows, tokens, tokenizer, max_new_tokens: settings.max_new_tokens })

@@ -52,23 +52,12 @@ pub struct Counts {
     pub unclean: usize,
 }
 
-/// Reads a tokenizer. The library (0.23) panics at some damaged files (`decoders/mod.rs`, an
-/// `expect` on a helper's error): that is a damaged file as any other.
-fn read(path: &Path) -> Result<Tokenizer, String> {
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|error| error.to_string())?;
-    match std::panic::catch_unwind(|| Tokenizer::from_bytes(&bytes)) {
-        Ok(tokenizer) => tokenizer.map_err(|error| error.to_string()),
-        Err(_) => Err("the file is damaged".to_owned()),
-    }
-}
-
 impl Encoder {
     /// Reads `tokenizer.json` and, if they are there, `config.json` and `tokenizer_config.json`.
     pub fn open(folder: &Path, settings: &Settings) -> Result<Self, StageError> {
         let path = folder.join("tokenizer.json");
-        let mut tokenizer = read(&path).map_err(|error| {
-            StageError::new(format!("cannot read the tokenizer `{}`: {error}", path.display()))
+        let mut tokenizer = formats::tokenizer::read(&path).map_err(|error| {
+            StageError::new(format!("cannot read the tokenizer {error}"))
                 .hint("the input `tokenizer` must be a model folder with a `tokenizer.json` in Hugging Face's format")
         })?;
         // A file may carry its own cutting and padding; here `cutoff` alone decides.

@@ -60,11 +60,7 @@ impl Prompts {
             .hint("a smaller `cutoff` in the tokenize stage, or `generate_every = 0`"));
         }
         let path = model.join("tokenizer.json");
-        let read = |path: &Path| {
-            Tokenizer::from_file(path)
-                .map_err(|error| StageError::new(format!("`{}`: {error}", path.display())))
-        };
-        let tokenizer = path.exists().then(|| read(&path)).transpose()?;
+        let tokenizer = path.exists().then(|| formats::tokenizer::read(&path)).transpose()?;
         Ok(Some(Self { rows, tokenizer, most: settings.generate_tokens }))
     }
 
