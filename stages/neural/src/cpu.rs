@@ -10,9 +10,9 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::ops::FloatTensorOps;
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 /// Compiles a kernel twice, for any processor and for one with AVX2, and picks at run time. Only
 /// the width of the vectors differs, not the order of a sum: both give the same bits.
@@ -41,6 +41,7 @@ macro_rules! widest {
 }
 
 pub mod attention;
+pub mod loss;
 pub mod rows;
 
 use attention::{Heads, Seen, Turn};
@@ -98,6 +99,20 @@ pub fn attention(
     ))
 }
 
+/// `factor · ∂Σnll/∂logits` and the negative log likelihood of each target. Autodiff does not see it.
+///
+/// # Shapes
+/// logits `[n, vocab]`, targets `[n]` → `[n, vocab]`, `[n]`
+#[must_use]
+pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>, factor: f64) -> (Tensor<2>, Tensor<1>) {
+    let (gradient, nll) = <Dispatch as CpuOps>::cpu_cross_entropy(
+        logits.into_dispatch(),
+        targets.into_dispatch(),
+        factor,
+    );
+    (Tensor::from_dispatch(gradient), Tensor::from_dispatch(nll))
+}
+
 /// The operations, as burn dispatches them.
 #[backend_extension(Flex, Autodiff)]
 pub trait CpuOps: Backend {
@@ -116,6 +131,13 @@ pub trait CpuOps: Backend {
         sin: FloatTensor<Self>,
         heads: Heads,
     ) -> FloatTensor<Self>;
+
+    /// See [`cross_entropy`].
+    fn cpu_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        factor: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
 type Primitive = FloatTensor<Flex>;
@@ -151,6 +173,15 @@ impl CpuOps for Flex {
         let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
         let (y, _) = attention::forward(floats(&q), floats(&k), floats(&v), turn, heads);
         like(y, &q)
+    }
+
+    fn cpu_cross_entropy(logits: Primitive, targets: IntTensor<Self>, factor: f64) -> (Primitive, Primitive) {
+        let mut logits = logits.to_contiguous();
+        let targets: Vec<usize> =
+            targets.into_data().iter::<u32>().map(|target| target as usize).collect();
+        let nll = loss::cross_entropy(logits.storage_mut(), &targets, factor as f32);
+        let shape = [nll.len()];
+        (logits, Flex::float_from_data(TensorData::new(nll, shape), &Default::default()))
     }
 }
 
@@ -254,5 +285,14 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
             OpsKind::Tracked(prep) => prep.finish(([q, k, v, cos, sin], weights, heads), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
+    }
+
+    fn cpu_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        factor: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (gradient, nll) = Flex::cpu_cross_entropy(logits.into_primitive(), targets, factor);
+        (<Self as AutodiffBackend>::from_inner(gradient), <Self as AutodiffBackend>::from_inner(nll))
     }
 }

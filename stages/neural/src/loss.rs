@@ -7,6 +7,7 @@
 
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 
+use crate::cpu;
 use crate::sum::total;
 
 /// Elements of the logits of one chunk: 32 MiB in f32.
@@ -37,13 +38,9 @@ pub fn cross_entropy(
 ) -> CrossEntropy {
     let (mut sums, mut hidden, mut weight) = (Vec::new(), Vec::new(), None::<Tensor<2>>);
     for (h, targets) in chunks(h, w, targets) {
-        let Chunk { nll, exp, norm } = forward(&h, w, &targets);
+        let (g, nll) = softmax_gradient(logits(&h, w), targets, factor);
         sums.push(total(nll));
-        // factor · (softmax − onehot)
-        let [n, _] = exp.dims();
-        let one = Tensor::<2>::full([n, 1], -factor, &exp.device());
-        let g =
-            (exp * (norm.recip() * factor)).scatter(1, targets, one, IndexingUpdateOp::Add).cast(w.dtype());
+        let g = g.cast(w.dtype());
         if weight_grad {
             let part = g.clone().transpose().matmul(h.clone());
             weight = Some(match weight {
@@ -59,11 +56,33 @@ pub fn cross_entropy(
 /// The negative log likelihood of each target, `[n]`, f32.
 #[must_use]
 pub fn nll(h: &Tensor<2>, w: &Tensor<2>, targets: &Tensor<1, Int>) -> Tensor<1> {
-    let parts = chunks(h, w, targets).map(|(h, targets)| forward(&h, w, &targets).nll.squeeze_dim(1));
+    let parts = chunks(h, w, targets).map(|(h, targets)| {
+        let logits = logits(&h, w);
+        if cpu::serves(&logits) {
+            return cpu::cross_entropy(logits, targets, 0.0).1;
+        }
+        softmax(logits, &targets.unsqueeze_dim(1)).nll.squeeze_dim(1)
+    });
     joined(parts.collect())
 }
 
-struct Chunk {
+fn logits(h: &Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
+    h.clone().matmul(w.clone().transpose()).cast(DType::F32)
+}
+
+/// factor · (softmax − onehot), `[n, vocab]`, and the negative log likelihoods, `[n]`.
+fn softmax_gradient(logits: Tensor<2>, targets: Tensor<1, Int>, factor: f64) -> (Tensor<2>, Tensor<1>) {
+    if cpu::serves(&logits) {
+        return cpu::cross_entropy(logits, targets, factor);
+    }
+    let targets = targets.unsqueeze_dim(1);
+    let Softmax { nll, exp, norm } = softmax(logits, &targets);
+    let one = Tensor::<2>::full([exp.dims()[0], 1], -factor, &exp.device());
+    let g = (exp * (norm.recip() * factor)).scatter(1, targets, one, IndexingUpdateOp::Add);
+    (g, nll.squeeze_dim(1))
+}
+
+struct Softmax {
     /// `[n, 1]`
     nll: Tensor<2>,
     /// `exp(logits − max)`, `[n, vocab]`
@@ -72,29 +91,28 @@ struct Chunk {
     norm: Tensor<2>,
 }
 
-fn forward(h: &Tensor<2>, w: &Tensor<2>, targets: &Tensor<2, Int>) -> Chunk {
-    let logits = h.clone().matmul(w.clone().transpose()).cast(DType::F32);
+fn softmax(logits: Tensor<2>, targets: &Tensor<2, Int>) -> Softmax {
     let max = logits.clone().max_dim(1);
     let shifted = logits - max;
     let picked = shifted.clone().gather(1, targets.clone());
     let exp = shifted.exp();
     let norm = exp.clone().sum_dim(1);
-    Chunk { nll: norm.clone().log() - picked, exp, norm }
+    Softmax { nll: norm.clone().log() - picked, exp, norm }
 }
 
 fn chunks<'a>(
     h: &'a Tensor<2>,
     w: &Tensor<2>,
     targets: &'a Tensor<1, Int>,
-) -> impl Iterator<Item = (Tensor<2>, Tensor<2, Int>)> + 'a {
+) -> impl Iterator<Item = (Tensor<2>, Tensor<1, Int>)> + 'a {
     let ([n, _], [vocab, _]) = (h.dims(), w.dims());
     let rows = (CHUNK / vocab).max(1);
     (0..n).step_by(rows).map(move |from| {
         let to = n.min(from + rows);
         if to - from == n {
-            return (h.clone(), targets.clone().unsqueeze_dim(1));
+            return (h.clone(), targets.clone());
         }
-        (h.clone().slice_dim(0, from..to), targets.clone().slice_dim(0, from..to).unsqueeze_dim(1))
+        (h.clone().slice_dim(0, from..to), targets.clone().slice_dim(0, from..to))
     })
 }
 
