@@ -153,9 +153,7 @@ fn parts(mut replica: Replica, batches: &[Batch], steps: u32) -> Result<serde_js
     let gradients = timed(&mut |index| {
         device::read(replica.gradients(&share(index))?.grads.remove(0).slice_dim(0, 0..1)).map(drop)
     })?;
-    let evaluate = timed(&mut |index| {
-        device::read_all(replica.losses(&[pick(index)])?).map(drop)
-    })?;
+    let evaluate = timed(&mut |index| device::read_all(replica.losses(&[pick(index)])?).map(drop))?;
     let grads = replica.gradients(&share(0))?.grads;
     let mut slabs: Vec<Slab> = replica.groups().into_iter().map(|(_, params)| Slab::new(params)).collect();
     let adam = options().adam;
@@ -171,7 +169,9 @@ fn parts(mut replica: Replica, batches: &[Batch], steps: u32) -> Result<serde_js
         replica.set(&params);
         device::read(replica.model().norm.weight.clone().slice_dim(0, 0..1)).map(drop)
     })?;
-    Ok(serde_json::json!({ "gradients": gradients, "clip_and_adamw": update, "set_and_refresh": set, "forward_only": evaluate }))
+    Ok(
+        serde_json::json!({ "gradients": gradients, "clip_and_adamw": update, "set_and_refresh": set, "forward_only": evaluate }),
+    )
 }
 
 /// Processor time of all threads so far, in steps of 10 ms; 0 where `/proc` is not.

@@ -1,8 +1,8 @@
 //! Fused operations of the CPU backend, each with a hand-written backward.
 //!
 //! burn-flex runs one operation after another on one core, and a small model spends more time in
-//! element-wise passes than in products. These do a norm, a SwiGLU or a whole attention in one pass
-//! with all cores. Adapters driven through wgpu take the same formulas as plain tensor operations
+//! element-wise passes than in products. These do a norm, a SwiGLU, a whole attention or a cross entropy in
+//! one pass with all cores. Adapters driven through wgpu take the same formulas as plain tensor operations
 //! (`model::{norm, mlp, attention}`), which are also what the tests hold these against.
 
 use burn::backend::autodiff::NodeId;
@@ -44,10 +44,7 @@ pub mod attention;
 pub mod loss;
 pub mod rows;
 
-use attention::{Heads, Seen, Turn};
-
-/// Rows up to this many tokens are attended to here; longer ones are better off with big products.
-pub const LONGEST: usize = 256;
+use attention::{Heads, Mixed, Seen, Turn};
 
 /// Whether a tensor is of the kind, and lies where, these operations run.
 #[must_use]
@@ -75,6 +72,15 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
 #[must_use]
 pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_swiglu(gate.into_dispatch(), up.into_dispatch()))
+}
+
+/// x∘factor: a gain for every output of a layer.
+///
+/// # Shapes
+/// x `[n, out]`, factor `[out]` → `[n, out]`
+#[must_use]
+pub fn scale_columns(x: Tensor<2>, factor: Tensor<1>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_scale_columns(x.into_dispatch(), factor.into_dispatch()))
 }
 
 /// Causal attention with rotary positions.
@@ -105,11 +111,8 @@ pub fn attention(
 /// logits `[n, vocab]`, targets `[n]` → `[n, vocab]`, `[n]`
 #[must_use]
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>, factor: f64) -> (Tensor<2>, Tensor<1>) {
-    let (gradient, nll) = <Dispatch as CpuOps>::cpu_cross_entropy(
-        logits.into_dispatch(),
-        targets.into_dispatch(),
-        factor,
-    );
+    let (gradient, nll) =
+        <Dispatch as CpuOps>::cpu_cross_entropy(logits.into_dispatch(), targets.into_dispatch(), factor);
     (Tensor::from_dispatch(gradient), Tensor::from_dispatch(nll))
 }
 
@@ -121,6 +124,9 @@ pub trait CpuOps: Backend {
 
     /// See [`swiglu`].
     fn cpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`scale_columns`].
+    fn cpu_scale_columns(x: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// See [`attention`].
     fn cpu_attention(
@@ -161,6 +167,11 @@ impl CpuOps for Flex {
         like(rows::swiglu(floats(&gate), floats(&up)), &gate)
     }
 
+    fn cpu_scale_columns(x: Primitive, factor: Primitive) -> Primitive {
+        let (x, factor) = (x.to_contiguous(), factor.to_contiguous());
+        like(rows::scale_columns(floats(&x), floats(&factor)), &x)
+    }
+
     fn cpu_attention(
         q: Primitive,
         k: Primitive,
@@ -171,14 +182,12 @@ impl CpuOps for Flex {
     ) -> Primitive {
         let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
         let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
-        let (y, _) = attention::forward(floats(&q), floats(&k), floats(&v), turn, heads);
-        like(y, &q)
+        like(attention::forward(floats(&q), floats(&k), floats(&v), turn, heads).y, &q)
     }
 
     fn cpu_cross_entropy(logits: Primitive, targets: IntTensor<Self>, factor: f64) -> (Primitive, Primitive) {
         let mut logits = logits.to_contiguous();
-        let targets: Vec<usize> =
-            targets.into_data().iter::<u32>().map(|target| target as usize).collect();
+        let targets: Vec<usize> = targets.into_data().iter::<u32>().map(|target| target as usize).collect();
         let nll = loss::cross_entropy(logits.storage_mut(), &targets, factor as f32);
         let shape = [nll.len()];
         (logits, Flex::float_from_data(TensorData::new(nll, shape), &Default::default()))
@@ -216,18 +225,33 @@ impl Backward<Flex, 2> for SwigluBackward {
 }
 
 #[derive(Debug)]
+struct ScaleColumnsBackward;
+
+impl Backward<Flex, 2> for ScaleColumnsBackward {
+    type State = [Primitive; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
+        let [x, factor] = ops.state;
+        let (dx, dw) = rows::scale_columns_backward(floats(&x), floats(&factor), floats(&dy));
+        register(grads, ids, [(dx, &x), (dw, &factor)]);
+    }
+}
+
+#[derive(Debug)]
 struct AttentionBackward;
 
 impl Backward<Flex, 3> for AttentionBackward {
-    /// q, k, v, cos, sin; attention weights; shape
-    type State = ([Primitive; 5], Vec<f32>, Heads);
+    /// q, k, v, cos, sin; maximum and norm of the rows of weights; shape
+    type State = ([Primitive; 5], Vec<[f32; 2]>, Heads);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
         let ids = ops.parents.map(|parent| parent.map(|node| node.id));
-        let ([q, k, v, cos, sin], weights, heads) = ops.state;
+        let ([q, k, v, cos, sin], rows, heads) = ops.state;
         let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
-        let seen = Seen { q: floats(&q), k: floats(&k), v: floats(&v), weights: &weights };
+        let seen = Seen { q: floats(&q), k: floats(&k), v: floats(&v), rows: &rows };
         let [dq, dk, dv] = attention::backward(&seen, turn, heads, floats(&dy));
         register(grads, ids, [(dq, &q), (dk, &k), (dv, &v)]);
     }
@@ -267,6 +291,16 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
         }
     }
 
+    fn cpu_scale_columns(x: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((x, x_node), (factor, factor_node)) = (x.into_parts(), factor.into_parts());
+        let (x, factor) = (x.to_contiguous(), factor.to_contiguous());
+        let y = Flex::cpu_scale_columns(x.clone(), factor.clone());
+        match ScaleColumnsBackward.prepare::<C>([x_node, factor_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish([x, factor], y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
     fn cpu_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -279,10 +313,10 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
         let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
         let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
         let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
-        let (y, weights) = attention::forward(floats(&q), floats(&k), floats(&v), turn, heads);
+        let Mixed { y, rows } = attention::forward(floats(&q), floats(&k), floats(&v), turn, heads);
         let y = like(y, &q);
         match AttentionBackward.prepare::<C>([q_node, k_node, v_node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(([q, k, v, cos, sin], weights, heads), y),
+            OpsKind::Tracked(prep) => prep.finish(([q, k, v, cos, sin], rows, heads), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }

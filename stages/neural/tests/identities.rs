@@ -419,13 +419,35 @@ fn the_fused_swiglu_equals_the_plain_one() {
 }
 
 #[test]
+fn the_fused_gain_equals_the_plain_one() {
+    let (n, width) = (200, 300);
+    let device = Device::flex();
+    let (x, factor, g) = (random(1, n * width, 2.0), random(2, width, 2.0), random(3, n * width, 1.0));
+    let result = |fused: bool| {
+        let x = tensor(&x, [n, width], &device).autodiff().require_grad();
+        let factor = tensor(&factor, [width], &device).autodiff().require_grad();
+        let y = if fused {
+            cpu::scale_columns(x.clone(), factor.clone())
+        } else {
+            x.clone() * factor.clone().unsqueeze_dim(0)
+        };
+        let grads = (y.clone() * tensor(&g, [n, width], &device)).sum().backward();
+        [read(y), read(x.grad(&grads).unwrap()), read(factor.grad(&grads).unwrap())]
+    };
+    for (fused, plain) in result(true).iter().zip(result(false)) {
+        assert!(relative(fused, &plain) <= 1e-6, "{}", relative(fused, &plain));
+    }
+}
+
+#[test]
 fn the_fused_attention_equals_the_plain_one() {
     let device = Device::flex();
     let model = llama(&device);
     let attention = &model.blocks[0].attention;
     let (heads, kv_heads, dim) = (attention.heads, attention.kv_heads, attention.head_dim);
-    let (batch, time) = (3, 11);
-    for window in [None, Some(4)] {
+    let batch = 3;
+    // within one block of queries, and over several
+    for (time, window) in [(11, None), (11, Some(4)), (150, None), (150, Some(4)), (150, Some(100))] {
         let mask = Mask::causal(&model.rope, time, window, &device);
         let tables = model.rope.part(0, time, &device).tables();
         let width = [heads * dim, kv_heads * dim, kv_heads * dim];
@@ -446,7 +468,11 @@ fn the_fused_attention_equals_the_plain_one() {
             [read(y), of(&q), of(&k), of(&v)]
         };
         for (fused, plain) in result(true).iter().zip(result(false)) {
-            assert!(relative(fused, &plain) <= 1e-5, "window {window:?}: {}", relative(fused, &plain));
+            assert!(
+                relative(fused, &plain) <= 1e-5,
+                "{time}, window {window:?}: {}",
+                relative(fused, &plain)
+            );
         }
     }
 }

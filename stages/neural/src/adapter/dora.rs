@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::{Lora, Terms};
+use crate::cpu;
 use crate::model::linear::Base;
 
 /// y = g·(Wx + s·B(Ax)), g = m/n, n = ‖W + sBA‖ by row
@@ -65,6 +66,9 @@ impl Dora {
 
 /// y∘factor with one rounding to the type of y: a factor of 1.001 would be 1 in bf16.
 fn scaled(y: Tensor<2>, factor: Tensor<2>) -> Tensor<2> {
+    if cpu::serves(&y) {
+        return cpu::scale_columns(y, factor.squeeze_dim(0));
+    }
     let dtype = y.dtype();
     (y.cast(DType::F32) * factor).cast(dtype)
 }

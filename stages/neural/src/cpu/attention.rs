@@ -1,10 +1,17 @@
-//! Causal attention on slices, forward and backward, for short rows: positions are applied, heads
-//! taken apart and put together, and masked scores never computed, all in one pass over a batch
-//! row. Inner loops run along keys or channels, so that compilers vectorize them.
+//! Causal attention on slices, forward and backward, without a `[time, time]` matrix: a block of
+//! queries at a time against the keys that it may see. Forward keeps each row's maximum and norm,
+//! and backward makes the weights again from them (FlashAttention, arXiv 2205.14135; blocks of
+//! queries only, as a row of scores fits a processor's cache).
+//!
+//! A task is one key-value head of one batch row with the query heads that share it.
 
+use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::rows::{exp, sum2};
+
+/// Queries of a block.
+const BLOCK: usize = 64;
 
 /// The shape of an attention.
 #[derive(Clone, Copy, Debug)]
@@ -76,90 +83,179 @@ fn turned_back(from: &[f32], width: usize, at: usize, h: &Heads, turn: Turn<'_>,
     }
 }
 
-/// `[time, dim]` at a stride → `[dim, time]`
-#[inline(always)]
-fn columns(from: &[f32], width: usize, at: usize, h: &Heads, to: &mut [f32]) {
-    for t in 0..h.time {
-        for k in 0..h.dim {
-            to[k * h.time + t] = from[t * width + at + k];
-        }
+/// A matrix inside a slice.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    values: &'a [f32],
+    /// Elements from one row to the next.
+    row: usize,
+    /// Elements from one column to the next.
+    column: usize,
+}
+
+impl<'a> Part<'a> {
+    fn rows(values: &'a [f32], width: usize) -> Self {
+        Self { values, row: width, column: 1 }
+    }
+
+    fn transposed(self) -> Self {
+        Self { row: self.column, column: self.row, ..self }
+    }
+
+    /// Whether it holds so many rows and columns.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.values.len()
     }
 }
 
-/// y += a·x, eight at a time: rows and heads are too short for longer unrolling.
-#[inline(always)]
-fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    let n = x.len().min(y.len());
-    let (x, y) = (&x[..n], &mut y[..n]);
-    let mut at = 0;
-    while at + 8 <= n {
-        let (x, y) = (&x[at..at + 8], &mut y[at..at + 8]);
-        for k in 0..8 {
-            y[k] += a * x[k];
-        }
-        at += 8;
+/// to = a·b, or to += a·b; `to` is `[m, n]` with rows of `width`.
+fn product(to: &mut [f32], width: usize, add: bool, [m, k, n]: [usize; 3], a: Part<'_>, b: Part<'_>) {
+    assert!(
+        a.holds(m, k) && b.holds(k, n) && Part::rows(to, width).holds(m, n),
+        "{m}×{k}×{n} is out of bounds"
+    );
+    let stride = |elements: usize| isize::try_from(elements).expect("strides are far below 2^63");
+    // SAFETY: all three matrices lie within their slices, as was just asked, and `to` is borrowed alone.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            to.as_mut_ptr(),
+            1,
+            stride(width),
+            add,
+            a.values.as_ptr(),
+            stride(a.column),
+            stride(a.row),
+            b.values.as_ptr(),
+            stride(b.column),
+            stride(b.row),
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
     }
-    while at < n {
-        y[at] += a * x[at];
-        at += 1;
-    }
+}
+
+/// What forward keeps of a row of weights: they are exp(score − max)·scale.
+type Row = [f32; 2];
+
+/// What [`forward`] gives.
+pub struct Mixed {
+    /// Mixed values like q.
+    pub y: Vec<f32>,
+    /// `[batch, heads, time]`
+    pub rows: Vec<Row>,
 }
 
 /// # Shapes
-/// q `[batch·time, heads·dim]`, k and v `[batch·time, kv_heads·dim]` → mixed values like q, and
-/// the attention weights `[batch, heads, time, time]`
-pub fn forward(q: &[f32], k: &[f32], v: &[f32], turn: Turn<'_>, h: Heads) -> (Vec<f32>, Vec<f32>) {
-    let (qw, kw, time) = (h.query_width(), h.key_width(), h.time);
-    let batch = q.len() / (time * qw);
-    let (mut y, mut weights) = (vec![0.0; q.len()], vec![0.0; batch * h.heads * time * time]);
-    y.par_chunks_mut(time * qw)
-        .zip(weights.par_chunks_mut(h.heads * time * time))
-        .zip(q.par_chunks(time * qw).zip(k.par_chunks(time * kw)).zip(v.par_chunks(time * kw)))
-        .for_each(|((y, weights), ((q, k), v))| forward_row(q, k, v, turn, h, y, weights));
-    (y, weights)
+/// q `[batch·time, heads·dim]`, k and v `[batch·time, kv_heads·dim]`
+pub fn forward(q: &[f32], k: &[f32], v: &[f32], turn: Turn<'_>, h: Heads) -> Mixed {
+    let (qw, kw) = (h.query_width(), h.key_width());
+    let batch = q.len() / (h.time * qw);
+    let heads: Vec<(Vec<f32>, Vec<Row>)> = (0..batch * h.kv_heads)
+        .into_par_iter()
+        .map(|task| {
+            let (row, kv) = (task / h.kv_heads, task % h.kv_heads);
+            let [q, k, v] =
+                [(q, qw), (k, kw), (v, kw)].map(|(x, width)| &x[row * h.time * width..][..h.time * width]);
+            forward_heads(q, k, v, kv, turn, &h)
+        })
+        .collect();
+    let y = together(&heads, batch, h.kv_heads, &h, |head| &head.0);
+    Mixed { y, rows: heads.into_iter().flat_map(|(_, rows)| rows).collect() }
+}
+
+/// The heads' results, each `[n, time, dim]`, side by side: `[batch·time, kv_heads·n·dim]`.
+fn together<T: Sync>(
+    heads: &[T],
+    batch: usize,
+    kv_heads: usize,
+    h: &Heads,
+    of: impl Fn(&T) -> &Vec<f32> + Sync,
+) -> Vec<f32> {
+    let size = h.time * h.dim;
+    let n = heads.first().map_or(0, |head| of(head).len() / size);
+    let width = kv_heads * n * h.dim;
+    let mut y = vec![0.0; batch * h.time * width];
+    y.par_chunks_mut(width.max(1)).enumerate().for_each(|(at, to)| {
+        let (row, t) = (at / h.time, at % h.time);
+        for (index, to) in to.chunks_exact_mut(h.dim).enumerate() {
+            let head = of(&heads[row * kv_heads + index / n]);
+            to.copy_from_slice(&head[index % n * size + t * h.dim..][..h.dim]);
+        }
+    });
+    y
+}
+
+/// The query heads of one key-value head: `[group, time, dim]` and their rows.
+fn forward_heads(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    kv: usize,
+    turn: Turn<'_>,
+    h: &Heads,
+) -> (Vec<f32>, Vec<Row>) {
+    let (qw, kw, time, dim) = (h.query_width(), h.key_width(), h.time, h.dim);
+    let group = h.heads / h.kv_heads;
+    let size = time * dim;
+    let (mut y, mut rows) = (vec![0.0f32; group * size], Vec::with_capacity(group * time));
+    let (mut qh, mut kh, mut scores) =
+        (vec![0.0f32; size], vec![0.0f32; size], vec![0.0f32; BLOCK.min(time) * time]);
+    turned(k, kw, kv * dim, h, turn, 1.0, &mut kh);
+    for (index, y) in y.chunks_exact_mut(size).enumerate() {
+        turned(q, qw, (kv * group + index) * dim, h, turn, (dim as f32).sqrt().recip(), &mut qh);
+        for block in (0..time).step_by(BLOCK) {
+            let (from, to) = (h.first(block), time.min(block + BLOCK));
+            let (n, keys) = (to - block, to - from);
+            let scores = &mut scores[..n * keys];
+            let queries = Part::rows(&qh[block * dim..], dim);
+            product(
+                scores,
+                keys,
+                false,
+                [n, dim, keys],
+                queries,
+                Part::rows(&kh[from * dim..], dim).transposed(),
+            );
+            for (t, row) in (block..to).zip(scores.chunks_exact_mut(keys)) {
+                rows.push([0.0, 0.0]);
+                let kept = rows.last_mut().expect("just pushed");
+                softmax(row, h.first(t) - from, t + 1 - from, kept);
+            }
+            let values = Part::rows(&v[from * kw + kv * dim..], kw);
+            product(&mut y[block * dim..], dim, false, [n, keys, dim], Part::rows(scores, keys), values);
+        }
+    }
+    (y, rows)
 }
 
 widest! {
-    /// All heads of one batch row; `y` and `weights` come as zeros.
-    fn forward_row(q: &[f32], k: &[f32], v: &[f32], turn: Turn<'_>, h: Heads, y: &mut [f32], weights: &mut [f32]) {
-        let (qw, kw, time, dim) = (h.query_width(), h.key_width(), h.time, h.dim);
-        let scale = (dim as f32).sqrt().recip();
-        let mut buffers = vec![0.0f32; 3 * time * dim];
-        let (qh, rest) = buffers.split_at_mut(time * dim);
-        let (kh, kt) = rest.split_at_mut(time * dim);
-        for head in 0..h.heads {
-            let (at, kv_at) = (head * dim, head / (h.heads / h.kv_heads) * dim);
-            turned(q, qw, at, &h, turn, scale, qh);
-            turned(k, kw, kv_at, &h, turn, 1.0, kh);
-            columns(kh, dim, 0, &h, kt);
-            for t in 0..time {
-                let (from, to) = (h.first(t), t + 1);
-                let row = &mut weights[(head * time + t) * time..][from..to];
-                for (c, &q) in qh[t * dim..][..dim].iter().enumerate() {
-                    axpy(q, &kt[c * time..][from..to], row);
-                }
-                softmax(row);
-                let y = &mut y[t * qw + at..][..dim];
-                for (p, key) in row.iter().zip(from..) {
-                    axpy(*p, &v[key * kw + kv_at..][..dim], y);
-                }
+    /// Weights of the keys `from..to`, zero for the others.
+    fn softmax(row: &mut [f32], from: usize, to: usize, kept: &mut Row) {
+        row[..from].fill(0.0);
+        row[to..].fill(0.0);
+        let row = &mut row[from..to];
+        let mut maxima = [f32::NEG_INFINITY; 8];
+        for part in row.chunks(8) {
+            for (max, &score) in maxima.iter_mut().zip(part) {
+                *max = if score > *max { score } else { *max };
             }
         }
-    }
-}
-
-#[inline(always)]
-fn softmax(row: &mut [f32]) {
-    let mut max = f32::NEG_INFINITY;
-    for &score in row.iter() {
-        max = if score > max { score } else { max };
-    }
-    for score in row.iter_mut() {
-        *score = exp(*score - max);
-    }
-    let norm = sum2(row, row, |x, _| x).recip();
-    for weight in row.iter_mut() {
-        *weight *= norm;
+        let max = maxima.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        for score in row.iter_mut() {
+            *score = exp(*score - max);
+        }
+        let scale = sum2(row, row, |x, _| x).recip();
+        for weight in row.iter_mut() {
+            *weight *= scale;
+        }
+        *kept = [max, scale];
     }
 }
 
@@ -171,78 +267,80 @@ pub struct Seen<'a> {
     pub k: &'a [f32],
     /// Values.
     pub v: &'a [f32],
-    /// Attention weights.
-    pub weights: &'a [f32],
+    /// As [`Mixed::rows`].
+    pub rows: &'a [Row],
 }
 
 /// Gradients of q, k and v, shaped like them.
 pub fn backward(seen: &Seen<'_>, turn: Turn<'_>, h: Heads, dy: &[f32]) -> [Vec<f32>; 3] {
     let (qw, kw, time) = (h.query_width(), h.key_width(), h.time);
-    let (mut dq, mut dk, mut dv) =
-        (vec![0.0; seen.q.len()], vec![0.0; seen.k.len()], vec![0.0; seen.v.len()]);
-    dq.par_chunks_mut(time * qw)
-        .zip(dk.par_chunks_mut(time * kw).zip(dv.par_chunks_mut(time * kw)))
-        .enumerate()
-        .for_each(|(b, (dq, (dk, dv)))| {
-            let part = |x: &'_ [f32], size: usize| b * size..(b * size + size).min(x.len());
-            let row = Seen {
-                q: &seen.q[part(seen.q, time * qw)],
-                k: &seen.k[part(seen.k, time * kw)],
-                v: &seen.v[part(seen.v, time * kw)],
-                weights: &seen.weights[part(seen.weights, h.heads * time * time)],
-            };
-            backward_row(&row, turn, h, &dy[part(dy, time * qw)], dq, dk, dv);
-        });
+    let batch = seen.q.len() / (time * qw);
+    let heads: Vec<[Vec<f32>; 3]> = (0..batch * h.kv_heads)
+        .into_par_iter()
+        .map(|task| {
+            let (row, kv) = (task / h.kv_heads, task % h.kv_heads);
+            let [q, k, v, dy] = [(seen.q, qw), (seen.k, kw), (seen.v, kw), (dy, qw)]
+                .map(|(x, width)| &x[row * time * width..][..time * width]);
+            let rows = &seen.rows[row * h.heads * time..][..h.heads * time];
+            backward_heads(&Seen { q, k, v, rows }, kv, turn, &h, dy)
+        })
+        .collect();
+    [0, 1, 2].map(|which| together(&heads, batch, h.kv_heads, &h, |head| &head[which]))
+}
+
+/// Gradients of one key-value head and its query heads: `[group, time, dim]` and twice `[time, dim]`.
+fn backward_heads(seen: &Seen<'_>, kv: usize, turn: Turn<'_>, h: &Heads, dy: &[f32]) -> [Vec<f32>; 3] {
+    let (qw, kw, time, dim) = (h.query_width(), h.key_width(), h.time, h.dim);
+    let group = h.heads / h.kv_heads;
+    let (size, scale) = (time * dim, (dim as f32).sqrt().recip());
+    let zeros = |n: usize| vec![0.0f32; n];
+    let (mut qh, mut kh, mut dqh, mut dkh) = (zeros(size), zeros(size), zeros(size), zeros(size));
+    let (mut weights, mut ds) = (zeros(BLOCK.min(time) * time), zeros(BLOCK.min(time) * time));
+    let (mut dq, mut dk, mut dv) = (zeros(group * size), zeros(size), zeros(size));
+    turned(seen.k, kw, kv * dim, h, turn, 1.0, &mut kh);
+    for (index, dq) in dq.chunks_exact_mut(size).enumerate() {
+        let head = kv * group + index;
+        turned(seen.q, qw, head * dim, h, turn, scale, &mut qh);
+        for block in (0..time).step_by(BLOCK) {
+            let (from, to) = (h.first(block), time.min(block + BLOCK));
+            let (n, keys) = (to - block, to - from);
+            let (weights, ds) = (&mut weights[..n * keys], &mut ds[..n * keys]);
+            let (queries, key) = (Part::rows(&qh[block * dim..], dim), Part::rows(&kh[from * dim..], dim));
+            let dy = Part::rows(&dy[block * qw + head * dim..], qw);
+            let values = Part::rows(&seen.v[from * kw + kv * dim..], kw);
+            product(weights, keys, false, [n, dim, keys], queries, key.transposed());
+            product(ds, keys, false, [n, dim, keys], dy, values.transposed());
+            let rows = weights.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
+            for (t, (weights, ds)) in (block..to).zip(rows) {
+                softmax_backward(weights, ds, h.first(t) - from, t + 1 - from, seen.rows[head * time + t]);
+            }
+            let (weights, ds) = (Part::rows(weights, keys), Part::rows(ds, keys));
+            product(&mut dv[from * dim..], dim, true, [keys, n, dim], weights.transposed(), dy);
+            product(&mut dqh[block * dim..], dim, false, [n, keys, dim], ds, key);
+            product(&mut dkh[from * dim..], dim, true, [keys, n, dim], ds.transposed(), queries);
+        }
+        turned_back(&dqh, dim, 0, h, turn, scale, dq);
+    }
+    turned_back(&dkh, dim, 0, h, turn, 1.0, &mut dk);
     [dq, dk, dv]
 }
 
 widest! {
-    fn backward_row(seen: &Seen<'_>,
-        turn: Turn<'_>,
-        h: Heads,
-        dy: &[f32],
-        dq: &mut [f32],
-        dk: &mut [f32],
-        dv: &mut [f32]) {
-        let (qw, kw, time, dim) = (h.query_width(), h.key_width(), h.time, h.dim);
-        let scale = (dim as f32).sqrt().recip();
-        let size = time * dim;
-        let mut buffers = vec![0.0f32; 5 * size + time];
-        let (qh, rest) = buffers.split_at_mut(size);
-        let (kh, rest) = rest.split_at_mut(size);
-        let (vt, rest) = rest.split_at_mut(size);
-        let (dqh, rest) = rest.split_at_mut(size);
-        let (dkh, ds) = rest.split_at_mut(size);
-        let group = h.heads / h.kv_heads;
-        for kv in 0..h.kv_heads {
-            turned(seen.k, kw, kv * dim, &h, turn, 1.0, kh);
-            columns(seen.v, kw, kv * dim, &h, vt);
-            dkh.fill(0.0);
-            for head in kv * group..(kv + 1) * group {
-                turned(seen.q, qw, head * dim, &h, turn, scale, qh);
-                dqh.fill(0.0);
-                for t in 0..time {
-                    let (from, to) = (h.first(t), t + 1);
-                    let p = &seen.weights[(head * time + t) * time..][from..to];
-                    let dy = &dy[t * qw + head * dim..][..dim];
-                    for (&p, key) in p.iter().zip(from..) {
-                        axpy(p, dy, &mut dv[key * kw + kv * dim..][..dim]);
-                    }
-                    let ds = &mut ds[from..to];
-                    ds.fill(0.0);
-                    for (c, &dy) in dy.iter().enumerate() {
-                        axpy(dy, &vt[c * time..][from..to], ds);
-                    }
-                    let along = sum2(p, ds, |p, d| p * d);
-                    for ((d, &p), key) in ds.iter_mut().zip(p).zip(from..) {
-                        *d = p * (*d - along);
-                        axpy(*d, &kh[key * dim..][..dim], &mut dqh[t * dim..][..dim]);
-                        axpy(*d, &qh[t * dim..][..dim], &mut dkh[key * dim..][..dim]);
-                    }
-                }
-                turned_back(dqh, qw, head * dim, &h, turn, scale, dq);
-            }
-            turned_back(dkh, kw, kv * dim, &h, turn, 1.0, dk);
+    /// Scores → weights, their gradient → the scores' gradient, for the keys `from..to`; zero for
+    /// the others.
+    fn softmax_backward(weights: &mut [f32], ds: &mut [f32], from: usize, to: usize, kept: Row) {
+        for row in [&mut *weights, &mut *ds] {
+            row[..from].fill(0.0);
+            row[to..].fill(0.0);
+        }
+        let (weights, ds) = (&mut weights[from..to], &mut ds[from..to]);
+        let [max, scale] = kept;
+        for weight in weights.iter_mut() {
+            *weight = exp(*weight - max) * scale;
+        }
+        let along = sum2(weights, ds, |p, d| p * d);
+        for (d, &p) in ds.iter_mut().zip(weights.iter()) {
+            *d = p * (*d - along);
         }
     }
 }

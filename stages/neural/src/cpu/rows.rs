@@ -1,4 +1,5 @@
-//! Row-wise kernels on slices: root mean square normalisation and SwiGLU, forward and backward.
+//! Row-wise kernels on slices: root mean square normalisation, SwiGLU and a factor for every column
+//! (DoRA's gain), forward and backward.
 //!
 //! Rows are handled in chunks of a fixed size, so that sums over rows come out the same for any
 //! number of threads. Sums along a row use eight lanes, which compilers turn into vectors.
@@ -68,11 +69,7 @@ pub fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32]) ->
             dw
         })
         .collect();
-    let mut dw = vec![0.0; columns];
-    for part in parts {
-        dw.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
-    }
-    (dx, dw)
+    (dx, summed(parts, columns))
 }
 
 widest! {
@@ -92,6 +89,65 @@ widest! {
             }
         }
     }
+}
+
+/// y = x∘w, one factor a column.
+pub fn scale_columns(x: &[f32], factor: &[f32]) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    let task = rows_a_task(factor.len()) * factor.len();
+    y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| scale_columns_rows(x, factor, y));
+    y
+}
+
+widest! {
+    fn scale_columns_rows(x: &[f32], factor: &[f32], y: &mut [f32]) {
+        let columns = factor.len();
+        for (y, x) in y.chunks_exact_mut(columns).zip(x.chunks_exact(columns)) {
+            for k in 0..columns {
+                y[k] = x[k] * factor[k];
+            }
+        }
+    }
+}
+
+/// ∂x = ∂y∘w, ∂w = Σ rows ∂y∘x
+pub fn scale_columns_backward(x: &[f32], factor: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let columns = factor.len();
+    let mut dx = vec![0.0; x.len()];
+    let task = rows_a_task(columns) * columns;
+    let parts: Vec<Vec<f32>> = dx
+        .par_chunks_mut(task)
+        .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
+        .map(|(dx, (x, dy))| {
+            let mut dw = vec![0.0f32; columns];
+            scale_columns_backward_rows(x, factor, dy, dx, &mut dw);
+            dw
+        })
+        .collect();
+    (dx, summed(parts, columns))
+}
+
+widest! {
+    fn scale_columns_backward_rows(x: &[f32], factor: &[f32], dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+        let columns = factor.len();
+        let dw = &mut dw[..columns];
+        let rows = x.chunks_exact(columns).zip(dy.chunks_exact(columns));
+        for (dx, (x, dy)) in dx.chunks_exact_mut(columns).zip(rows) {
+            for k in 0..columns {
+                dx[k] = dy[k] * factor[k];
+                dw[k] += dy[k] * x[k];
+            }
+        }
+    }
+}
+
+/// The tasks' sums in their order.
+fn summed(parts: Vec<Vec<f32>>, columns: usize) -> Vec<f32> {
+    let mut sum = vec![0.0; columns];
+    for part in parts {
+        sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
+    sum
 }
 
 /// eˣ to within 2 units in the last place, in operations that compilers vectorize (Cephes' expf):

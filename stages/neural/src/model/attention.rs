@@ -102,7 +102,7 @@ impl Attention {
         let time = x.dims()[0] / batch;
         let (q, k, v) = (self.q.forward(x.clone()), self.k.forward(x.clone()), self.v.forward(x));
         let mixed = match mask.plain_window {
-            Some(window) if cache.is_none() && time <= cpu::LONGEST && cpu::serves(&q) => {
+            Some(window) if cache.is_none() && cpu::serves(&q) => {
                 let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
                 let heads = cpu::attention::Heads { time, heads, kv_heads, dim, window };
                 cpu::attention(q, [k, v], mask.rope.tables(), heads)
