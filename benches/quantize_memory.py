@@ -5,8 +5,6 @@ Prints for each size: bytes of the model, seconds, GB/s read, largest RssAnon of
 """
 import json, os, pathlib, random, shutil, struct, subprocess, sys, tempfile, time
 
-pipe = os.path.abspath(sys.argv[1])
-sizes = [int(layers) for layers in sys.argv[2:]] or [4, 12, 32]
 HIDDEN, INNER, VOCAB = 4096, 11008, 32000
 random.seed(1)
 # four MiB of normal bfloat16 values, repeated: memory and time do not depend on what the values are
@@ -68,25 +66,32 @@ def anonymous(pid):
     return max((size for at, size in sizes.items() if descends(at)), default=0)
 
 
-scratch = pathlib.Path(tempfile.mkdtemp(dir=os.environ.get("TMPDIR", "/var/tmp")))
-try:
-    print(f"{'layers':>6} {'model':>9} {'seconds':>8} {'GB/s':>6} {'RssAnon':>9}")
-    for layers in sizes:
-        size = write_model(scratch / "model", layers)
-        pipeline = scratch / "quantize.toml"
-        pipeline.write_text('name = "quantize"\n[stages.model]\nkind = "download"\nsource = "model"\n'
-                            '[stages.nf4]\nkind = "quantize"\ninputs = { model = "model" }\n')
-        run = [pipe, "--quiet", "--store", str(scratch / "store"), "run", str(pipeline)]
-        subprocess.run(run + ["--until", "model"], check=True, stdout=subprocess.DEVNULL, cwd=scratch)
-        began, peak = time.monotonic(), 0
-        process = subprocess.Popen(run, stdout=subprocess.DEVNULL, cwd=scratch)
-        while process.poll() is None:
-            peak = max(peak, anonymous(process.pid))
-            time.sleep(0.05)
-        seconds = time.monotonic() - began
-        assert process.returncode == 0, "the run failed"
-        print(f"{layers:6} {size / 1e9:6.2f} GB {seconds:8.1f} {size / 1e9 / seconds:6.2f} {peak / 1e9:6.2f} GB", flush=True)
-        shutil.rmtree(scratch / "model")
-        shutil.rmtree(scratch / "store")
-finally:
-    shutil.rmtree(scratch, ignore_errors=True)
+def main():
+    pipe = os.path.abspath(sys.argv[1])
+    sizes = [int(layers) for layers in sys.argv[2:]] or [4, 12, 32]
+    scratch = pathlib.Path(tempfile.mkdtemp(dir=os.environ.get("TMPDIR", "/var/tmp")))
+    try:
+        print(f"{'layers':>6} {'model':>9} {'seconds':>8} {'GB/s':>6} {'RssAnon':>9}")
+        for layers in sizes:
+            size = write_model(scratch / "model", layers)
+            pipeline = scratch / "quantize.toml"
+            pipeline.write_text('name = "quantize"\n[stages.model]\nkind = "download"\nsource = "model"\n'
+                                '[stages.nf4]\nkind = "quantize"\ninputs = { model = "model" }\n')
+            run = [pipe, "--quiet", "--store", str(scratch / "store"), "run", str(pipeline)]
+            subprocess.run(run + ["--until", "model"], check=True, stdout=subprocess.DEVNULL, cwd=scratch)
+            began, peak = time.monotonic(), 0
+            process = subprocess.Popen(run, stdout=subprocess.DEVNULL, cwd=scratch)
+            while process.poll() is None:
+                peak = max(peak, anonymous(process.pid))
+                time.sleep(0.05)
+            seconds = time.monotonic() - began
+            assert process.returncode == 0, "the run failed"
+            print(f"{layers:6} {size / 1e9:6.2f} GB {seconds:8.1f} {size / 1e9 / seconds:6.2f} {peak / 1e9:6.2f} GB", flush=True)
+            shutil.rmtree(scratch / "model")
+            shutil.rmtree(scratch / "store")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -139,6 +139,9 @@ fn spawn(launch: &Launch<'_>, log: &File) -> Result<(Child, std::io::PipeWriter)
     let mut command = Command::new(program);
     command.arg0("pipe").arg("exec-stage").arg(launch.job);
     command.env_clear().envs(std::env::vars().filter(|(name, _)| is_machine(name)));
+    // A training step frees and takes the same large buffers over and over: pages that are given back
+    // after 10 ms, mimalloc's default, cost a tenth of its time.
+    command.env("MIMALLOC_PURGE_DELAY", "1000");
     command.envs(launch.env.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::from(read)).stdout(Stdio::piped());
     command.stderr(Stdio::from(log.try_clone().map_err(fail)?));

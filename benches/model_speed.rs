@@ -1,8 +1,8 @@
-//! Speed and memory of a training step (forward, backward, clip, AdamW) of our own trainer, on the
-//! shapes of `benches/peers/training_step.py`, which runs it beside PEFT. Random weights and ids;
-//! every token is predicted. One line of JSON comes out.
+//! Speed and memory of a training step (forward, backward, clip, AdamW) or of generation, on the
+//! shapes that `benches/peers/compare.py` also runs through PEFT and transformers. Random weights
+//! and ids; every token is predicted. One line of JSON comes out.
 //!
-//! `cargo bench --bench training_step -- --shape 24m --method dora`
+//! `cargo bench --bench model_speed -- --shape 24m --method dora`
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -54,6 +54,9 @@ struct Arguments {
     /// As `pipe devices` names it.
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// Instead of training, continue a prompt of 16 tokens by so many, one row.
+    #[arg(long)]
+    generate: Option<usize>,
     /// Also what gradients, update and the way back to the model take by themselves.
     #[arg(long)]
     parts: bool,
@@ -108,6 +111,9 @@ fn main() -> Result<(), StageError> {
     let opened = device::open(&arguments.device, 0)?;
     let dir = tempfile::tempdir()?;
     write_model(dir.path(), &arguments)?;
+    if let Some(most) = arguments.generate {
+        return generate(dir.path(), &arguments, &opened, most);
+    }
     let replica = || replica(dir.path(), &arguments, &opened);
     let mut trainer = Trainer::new(Team::One(Box::new(replica()?)), options())?;
     let trainable: usize = trainer.layouts().iter().map(|layout| layout.len).sum();
@@ -138,6 +144,25 @@ fn main() -> Result<(), StageError> {
         line["parts_s"] = parts(replica()?, &batches, arguments.steps)?;
     }
     println!("{line}");
+    Ok(())
+}
+
+fn generate(dir: &Path, arguments: &Arguments, opened: &Opened, most: usize) -> Result<(), StageError> {
+    let replica = replica(dir, arguments, opened)?;
+    let mut seconds = Vec::new();
+    for _ in 0..arguments.warmup + arguments.steps {
+        let start = Instant::now();
+        let answers = neural::generate::greedy(replica.model(), &[(3..19).collect()], most, &[], |_| Ok(()))?;
+        assert_eq!(answers[0].len(), most, "nothing stops it early");
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let mut seconds = seconds.split_off(arguments.warmup as usize);
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[seconds.len() / 2];
+    println!(
+        "{}",
+        serde_json::json!({ "device": opened.label, "tokens_per_s": most as f64 / median, "peak_rss_mib": peak_memory() })
+    );
     Ok(())
 }
 
@@ -237,7 +262,7 @@ fn batch(seed: u64, arguments: &Arguments) -> Batch {
 }
 
 fn write_model(dir: &Path, arguments: &Arguments) -> Result<(), StageError> {
-    let config = LlamaConfig::parse(&arguments.shape.config(arguments.seq), &dir.join("config.json"))?;
+    let config = LlamaConfig::parse(&arguments.shape.config(arguments.seq.max(16 + arguments.generate.unwrap_or(0))), &dir.join("config.json"))?;
     config.write(dir)?;
     let mut random = SplitMix64(3);
     let mut value = |wide: bool| {
