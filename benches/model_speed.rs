@@ -262,7 +262,10 @@ fn batch(seed: u64, arguments: &Arguments) -> Batch {
 }
 
 fn write_model(dir: &Path, arguments: &Arguments) -> Result<(), StageError> {
-    let config = LlamaConfig::parse(&arguments.shape.config(arguments.seq.max(16 + arguments.generate.unwrap_or(0))), &dir.join("config.json"))?;
+    let config = LlamaConfig::parse(
+        &arguments.shape.config(arguments.seq.max(16 + arguments.generate.unwrap_or(0))),
+        &dir.join("config.json"),
+    )?;
     config.write(dir)?;
     let mut random = SplitMix64(3);
     let mut value = |wide: bool| {
