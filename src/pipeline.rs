@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use contract::{Config, Stage};
+use contract::{Config, Pool, Stage};
 use serde_json::Value;
 
 #[cfg(test)]
@@ -89,6 +89,14 @@ pub struct Instance {
     pub resources: Resources,
     /// Where its table starts.
     pub origin: Place,
+}
+
+impl Instance {
+    /// The pool that it takes slots of: its kind's, but `gpu` where it asks for GPUs.
+    #[must_use]
+    pub fn pool(&self) -> Pool {
+        if self.resources.gpus.is_some() { Pool::Gpu } else { self.kind.pool() }
+    }
 }
 
 impl fmt::Debug for Instance {

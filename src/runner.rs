@@ -283,7 +283,7 @@ impl<'a> Run<'a> {
             fields: self.outcomes[task].fields.clone().expect("a queued task was checked"),
             inputs: inputs.collect(),
             slots,
-            slots_of_pool: self.options.pools.get(instance.kind.pool().name()).copied().unwrap_or(1),
+            slots_of_pool: self.options.pools.get(instance.pool().name()).copied().unwrap_or(1),
             force: self.options.forced.get(task).copied().unwrap_or(false),
             lock_wait: self.options.lock_wait,
         }
@@ -352,7 +352,7 @@ pub fn tasks(pipeline: &Pipeline) -> Vec<Task> {
             producers.filter_map(|input| index.get(&input.producer).copied()).collect();
         needs.sort_unstable();
         needs.dedup();
-        Task { needs, pool: instance.kind.pool().name().to_owned(), width: width(instance) }
+        Task { needs, pool: instance.pool().name().to_owned(), width: width(instance) }
     };
     pipeline.instances.iter().map(task).collect()
 }
@@ -362,7 +362,7 @@ pub fn tasks(pipeline: &Pipeline) -> Vec<Task> {
 pub fn width(instance: &Instance) -> usize {
     let devices = instance.config.get("devices").and_then(serde_json::Value::as_u64);
     let (cpus, gpus) = (instance.resources.cpus, instance.resources.gpus);
-    let slots = match (instance.kind.pool(), devices) {
+    let slots = match (instance.pool(), devices) {
         (Pool::Gpu, Some(devices)) => usize::try_from(devices).ok(),
         (Pool::Gpu, None) => gpus.and_then(|gpus| usize::try_from(gpus).ok()),
         (Pool::Cpu, _) => cpus.and_then(|cpus| usize::try_from(cpus).ok()),

@@ -18,6 +18,7 @@ mod it {
     mod locks;
     mod metrics;
     mod place;
+    mod pools;
     mod report;
     mod resume;
     mod run;

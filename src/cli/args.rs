@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use contract::Pool;
 
 /// Declarative, cached, resumable machine-learning experiments.
 #[derive(Debug, Parser)]
@@ -138,6 +139,30 @@ pub enum Command {
     ExecStage(ExecStage),
 }
 
+/// One `--jobs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Jobs {
+    /// Stages side by side, whatever their pools.
+    All(u16),
+    /// Slots of a pool.
+    Of(Pool, u16),
+}
+
+impl Jobs {
+    fn parse(text: &str) -> Result<Self, String> {
+        let number = |text: &str| match text.parse::<u16>() {
+            Ok(number) if number > 0 => Ok(number),
+            _ => Err(format!("`{text}` is no number from 1 to {}", u16::MAX)),
+        };
+        let Some((name, size)) = text.split_once('=') else { return number(text).map(Self::All) };
+        let pools = [Pool::Gpu, Pool::Cpu, Pool::Network];
+        match pools.into_iter().find(|pool| pool.name() == name) {
+            Some(pool) => number(size).map(|size| Self::Of(pool, size)),
+            None => Err(format!("there is no pool `{name}`; the pools are `gpu`, `cpu` and `network`")),
+        }
+    }
+}
+
 /// Where stages run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Where {
@@ -160,9 +185,9 @@ pub struct Run {
     /// Say what would run and why, run nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
-    /// How many stages run side by side at most
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub jobs: Option<u16>,
+    /// How many stages run side by side at most, or slots of one pool (`gpu=2`, in place of `[pools]`)
+    #[arg(short, long, value_name = "N|POOL=N", value_parser = Jobs::parse)]
+    pub jobs: Vec<Jobs>,
     /// When a stage fails, go on with what does not need it
     #[arg(short, long)]
     pub keep_going: bool,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::args::{Globals, Run, Where};
+use super::args::{Globals, Jobs, Run, Where};
 use super::session::{Pinning, Session};
 use super::table::align;
 use super::{plan as plan_command, print, print_json};
@@ -49,13 +49,18 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
         Where::Local => Box::new(Local),
         Where::Slurm => Box::new(Slurm::open()?),
     };
+    for jobs in &args.jobs {
+        match *jobs {
+            Jobs::All(most) => session.options.jobs = Some(usize::from(most)),
+            Jobs::Of(pool, slots) => session.set_pool(pool, usize::from(slots)),
+        }
+    }
     if executor.is_here() {
         session.count_adapters(registry)?;
     } else {
         session.pools_elsewhere();
     }
     session.options.keep_going = args.keep_going;
-    session.options.jobs = args.jobs.map(usize::from);
     session.options.lock_wait = args.lock_wait;
     let _in_use = session.store.hold()?;
     let stop = Arc::new(Stop::default());
@@ -192,7 +197,7 @@ fn stage_record(instance: &Instance, stage: &StageOutcome) -> StageRecord {
         table: instance.stage.clone(),
         axes: instance.axes.clone(),
         inputs: instance.inputs.iter().map(producers).collect(),
-        pool: instance.kind.pool().name().to_owned(),
+        pool: instance.pool().name().to_owned(),
         slots: stage.slots.clone(),
         begun: stage.span.map(|(begun, _)| begun.as_secs_f64()),
         ended: stage.span.map(|(_, ended)| ended.as_secs_f64()),

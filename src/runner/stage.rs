@@ -166,11 +166,7 @@ impl Attempt<'_> {
             inputs: self.artifacts(),
             out: slot.out(),
             work: slot.work(),
-            devices: if self.executor.is_here() {
-                self.slots.clone()
-            } else {
-                (0..self.slots.len()).collect()
-            },
+            devices: self.devices(),
         };
         let file = log.with_extension("job.json");
         point("stage: before its job file");
@@ -199,6 +195,15 @@ impl Attempt<'_> {
         })
     }
 
+    /// The adapters that it is given; elsewhere they are counted from 0.
+    fn devices(&self) -> Vec<usize> {
+        match self.instance.pool() {
+            Pool::Gpu if self.executor.is_here() => self.slots.clone(),
+            Pool::Gpu => (0..self.slots.len()).collect(),
+            Pool::Cpu | Pool::Network => Vec::new(),
+        }
+    }
+
     fn artifacts(&self) -> Inputs {
         let artifact = |(label, digest): &(String, Digest)| Artifact {
             label: label.clone(),
@@ -221,7 +226,7 @@ impl Attempt<'_> {
             env.push(("RAYON_NUM_THREADS".to_owned(), cpus.to_string()));
         }
         if self.executor.is_here()
-            && kind.pool() == Pool::Gpu
+            && self.instance.pool() == Pool::Gpu
             && std::env::var_os("RAYON_NUM_THREADS").is_none()
         {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
