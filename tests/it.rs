@@ -15,6 +15,7 @@ mod it {
     mod generate;
     mod graphs;
     mod hub;
+    mod kills;
     mod locks;
     mod metrics;
     mod place;
