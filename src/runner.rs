@@ -62,15 +62,30 @@ pub struct StageOutcome {
     /// Its key, if it came that far.
     pub key: Option<StageKey>,
     /// Its result, if it has one.
-    pub action: Option<Action>,
+    pub made: Option<Made>,
     /// Why it has none.
     pub failure: Option<Failure>,
-    /// What its key is made of, if it came that far.
-    pub fields: Option<KeyFields>,
+    /// What its key is made of, if it came that far and has no result: else its action says so.
+    pub fields: Option<Box<KeyFields>>,
     /// The slots of its pool that it was given; none if it did not run.
     pub slots: Vec<usize>,
     /// When it started and ended, counted from the run's start. A wait for another run is part of it.
     pub span: Option<(Duration, Duration)>,
+}
+
+/// A stage's result, as far as a run needs it: the store knows the rest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Made {
+    /// The output.
+    pub object: Digest,
+    /// How long it took when it was made.
+    pub seconds: f64,
+}
+
+impl From<&Action> for Made {
+    fn from(action: &Action) -> Self {
+        Self { object: action.object, seconds: action.seconds }
+    }
 }
 
 /// What a stage's thread tells the deciding one.
@@ -150,7 +165,7 @@ impl<'a> Run<'a> {
             id: instance.id.clone(),
             state: State::Waiting,
             key: None,
-            action: None,
+            made: None,
             failure: None,
             fields: None,
             slots: Vec::new(),
@@ -233,13 +248,12 @@ impl<'a> Run<'a> {
         self.outcomes[task].key = Some(key);
         let forced = self.options.forced.get(task).copied().unwrap_or(false);
         let hit = if forced { None } else { self.store.lookup(&key)? };
-        self.outcomes[task].fields = Some(fields);
         let frozen = self.options.frozen.get(task).copied().unwrap_or(false);
         match hit {
             Some(action) => {
                 self.store.note_latest(&self.pipeline.name, &instance.id.0, &action)?;
                 self.objects.insert(instance.id.clone(), action.object);
-                self.outcomes[task].action = Some(action);
+                self.outcomes[task].made = Some(Made::from(&action));
                 self.schedule.checked(task, true);
                 self.progress.update(
                     &instance.id,
@@ -250,9 +264,11 @@ impl<'a> Run<'a> {
                 let message =
                     "its result is not in the store, and it is not among the stages to run".to_owned();
                 let hint = Some("use `--until` in place of `--only`".to_owned());
+                self.outcomes[task].fields = Some(Box::new(fields));
                 self.end(task, Ending::Failed, None, Some(Failure::new(message, hint)));
             }
             None => {
+                self.outcomes[task].fields = Some(Box::new(fields));
                 if let Some(first) = self.making.get(&key).filter(|_| !forced) {
                     // It stays ready, and is checked again when the other has ended.
                     self.twins.entry(*first).or_default().push(task);
@@ -280,7 +296,7 @@ impl<'a> Run<'a> {
             outside: self.outside,
             executor: self.executor,
             stop: self.stop,
-            fields: self.outcomes[task].fields.clone().expect("a queued task was checked"),
+            fields: *self.outcomes[task].fields.clone().expect("a queued task was checked"),
             inputs: inputs.collect(),
             slots,
             slots_of_pool: self.options.pools.get(instance.pool().name()).copied().unwrap_or(1),
@@ -321,7 +337,8 @@ impl<'a> Run<'a> {
         let seconds = action.as_ref().map_or(0.0, |action| action.seconds);
         if let Some(action) = action {
             self.objects.insert(id.clone(), action.object);
-            self.outcomes[task].action = Some(*action);
+            self.outcomes[task].made = Some(Made::from(&*action));
+            self.outcomes[task].fields = None;
         }
         self.schedule.ended(task, ending);
         if let Some(key) = self.outcomes[task].key

@@ -179,7 +179,7 @@ fn record(
 fn stage_record(instance: &Instance, stage: &StageOutcome) -> StageRecord {
     let (ran, waited) = (stage.state == State::Done, stage.state == State::Cached);
     let took = stage.span.map_or(0.0, |(begun, ended)| ended.saturating_sub(begun).as_secs_f64());
-    let fields = stage.fields.as_ref().filter(|_| stage.action.is_none()).map(KeyFields::explain);
+    let fields = stage.fields.as_deref().map(KeyFields::explain);
     let producers = |(name, refs): (&String, &Vec<InputRef>)| {
         (name.clone(), refs.iter().map(|one| one.producer.0.clone()).collect())
     };
@@ -187,9 +187,9 @@ fn stage_record(instance: &Instance, stage: &StageOutcome) -> StageRecord {
         stage: stage.id.0.clone(),
         state: format!("{:?}", stage.state).to_lowercase(),
         key: stage.key.map(|key| key.0),
-        object: stage.action.as_ref().map(|action| action.object),
-        seconds: match &stage.action {
-            Some(action) if ran => action.seconds,
+        object: stage.made.map(|made| made.object),
+        seconds: match stage.made {
+            Some(made) if ran => made.seconds,
             _ if waited => 0.0,
             _ => took,
         },
@@ -216,8 +216,8 @@ fn print_line(record: &RunRecord) -> Result<Exit, Error> {
 fn tables(store: &Store, pipeline: &Pipeline, outcome: &Outcome) -> String {
     let mut text = String::new();
     for (instance, stage) in pipeline.instances.iter().zip(&outcome.stages) {
-        let Some(action) = &stage.action else { continue };
-        let Some(table) = summary(&store.objects.files(&action.object)) else { continue };
+        let Some(made) = stage.made else { continue };
+        let Some(table) = summary(&store.objects.files(&made.object)) else { continue };
         let rows: Vec<Vec<String>> = std::iter::once(table.columns).chain(table.rows).collect();
         text += &format!("{}: {}\n{}\n", instance.id, table.title, align(&rows, "  "));
     }

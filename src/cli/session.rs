@@ -76,8 +76,9 @@ impl Session {
             Pinning::AsItIs => Vec::new(),
             Pinning::Settle(update) => settle(&mut pins, &whole, &chosen, update)?,
         };
-        let instances = chosen.iter().map(|&index| whole.instances[index].clone()).collect();
-        let mut pipeline = Pipeline { instances, ..whole };
+        let mut pipeline = whole;
+        let mut taking_part = taking_part.into_iter();
+        pipeline.instances.retain(|_| taking_part.next() == Some(true));
         pins.apply(&mut pipeline);
         let check = match check {
             Check::Stat => store::Check::Stat,

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::faults::{objects, stored};
-use super::place::{Place, Running, processes, setting, stage, until, within};
+use super::place::{Place, processes, setting, stage, until, within};
 
 /// How many kills come before a plain run.
 const BEFORE_A_PLAIN_RUN: u64 = 8;
@@ -57,11 +57,9 @@ enum Kill {
     Stage,
     /// The runner, at one of its durable steps.
     Step,
-    /// The same while it runs every stage again.
-    StepOfForced,
 }
 
-const KILLS: [Kill; 5] = [Kill::Runner, Kill::Everything, Kill::Stage, Kill::Step, Kill::StepOfForced];
+const KILLS: [Kill; 4] = [Kill::Runner, Kill::Everything, Kill::Stage, Kill::Step];
 
 /// The processes of a place's stages, each the leader of a group.
 fn stages(place: &Place) -> Vec<u32> {
@@ -76,39 +74,36 @@ fn kill(targets: &[String]) {
 }
 
 impl Kill {
-    /// Starts a run and kills. Whether anything was.
+    /// Starts a run, half of them one of everything again, and kills. Whether anything was.
     fn strike(self, place: &Place, seed: &mut u64) -> bool {
         let after = Duration::from_micros(random(seed) % 500_000);
-        let step = (1 + random(seed) % 150).to_string();
-        let run = || place.pipe("run p.toml").start();
-        let wait = |run: Running| run.wait().0;
+        let step = if self == Self::Step { 1 + random(seed) % 150 } else { 0 };
+        let force = if random(seed).is_multiple_of(2) { "" } else { " --force" };
+        let run = place.pipe(&format!("run p.toml{force}")).env("PIPE_FAULT", &step.to_string()).start();
+        if self != Self::Step {
+            std::thread::sleep(after);
+        }
+        let mut one_stage = false;
         match self {
-            Self::Runner => {
-                let run = run();
-                std::thread::sleep(after);
-                run.signal("KILL");
-                wait(run).is_none()
-            }
+            Self::Runner => run.signal("KILL"),
             Self::Everything => {
-                let run = run();
-                std::thread::sleep(after);
-                let mut targets = vec![run.pid().to_string()];
-                targets.extend(stages(place).iter().map(|pid| format!("-{pid}")));
-                kill(&targets);
-                wait(run).is_none()
+                let groups = stages(place).into_iter().map(|pid| format!("-{pid}"));
+                kill(&groups.chain([run.pid().to_string()]).collect::<Vec<_>>());
             }
             Self::Stage => {
-                let run = run();
-                std::thread::sleep(after);
-                let hit = stages(place).first().map(|pid| kill(&[pid.to_string()]));
-                let code = wait(run);
-                // It may have been told as finished already; then its end is its own.
-                assert!(matches!(code, Some(0 | 1)), "{code:?}");
-                hit.is_some()
+                let target = stages(place).first().map(u32::to_string);
+                one_stage = target.is_some();
+                kill(target.as_slice());
             }
-            Self::Step => wait(place.pipe("run p.toml").env("PIPE_FAULT", &step).start()).is_none(),
-            Self::StepOfForced => {
-                wait(place.pipe("run p.toml --force").env("PIPE_FAULT", &step).start()).is_none()
+            Self::Step => {}
+        }
+        match (self, run.wait().0) {
+            (_, None) => true,
+            // A stage may have told its end already; then nobody misses it.
+            (Self::Stage, Some(0 | 1)) => one_stage,
+            (_, code) => {
+                assert_eq!(code, Some(0));
+                false
             }
         }
     }
