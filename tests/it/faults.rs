@@ -188,7 +188,7 @@ fn copy(from: &Place, to: &Place) {
 }
 
 /// Makes everything in the store's folders two hours old.
-fn age(place: &Place) {
+pub fn age(place: &Place) {
     let status = Command::new("find")
         .arg(place.path(".pipe"))
         .args(["-exec", "touch", "-h", "-d", "2 hours ago", "{}", "+"])
