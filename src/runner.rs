@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use contract::{Event, Pool};
@@ -16,6 +16,7 @@ use crate::executor::{Executor, Stop};
 use crate::key::{KeyFields, StageKey};
 use crate::pipeline::{Instance, Pipeline, StageId};
 use crate::progress::{Failure, Progress, Update};
+use crate::remote::Remote;
 use crate::schedule::{Action as Do, Ending, Schedule, State, Task};
 use crate::store::{Action, StatCache, Store};
 
@@ -41,6 +42,8 @@ pub struct Options {
     pub lock_wait: Option<Duration>,
     /// Pool name → slots.
     pub pools: BTreeMap<String, usize>,
+    /// Where results may be had from and are sent to.
+    pub remote: Option<Arc<Remote>>,
 }
 
 /// How a run went.
@@ -302,6 +305,7 @@ impl<'a> Run<'a> {
             slots_of_pool: self.options.pools.get(instance.pool().name()).copied().unwrap_or(1),
             force: self.options.forced.get(task).copied().unwrap_or(false),
             lock_wait: self.options.lock_wait,
+            remote: self.options.remote.as_deref(),
         }
     }
 

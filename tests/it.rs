@@ -20,6 +20,7 @@ mod it {
     mod metrics;
     mod place;
     mod pools;
+    mod remote;
     mod report;
     mod resume;
     mod run;

@@ -109,6 +109,10 @@ pub enum Command {
     Show(Show),
     /// Say what differs between two runs
     Diff(Diff),
+    /// Send stored results to a store that machines share
+    Push(Push),
+    /// Fetch what such a store has of a pipeline
+    Pull(Pull),
     /// Say what the stages of a run measured
     Metrics(Metrics),
     /// Write a run as one HTML file, or as a trace
@@ -200,6 +204,9 @@ pub struct Run {
     /// Where stages run
     #[arg(long, value_enum, default_value_t, value_name = "WHERE")]
     pub executor: Where,
+    /// A store that machines share: results are fetched from it and sent to it
+    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
+    pub remote: Option<String>,
     /// How stored results are checked
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub check: Check,
@@ -207,6 +214,43 @@ pub struct Run {
     #[arg(long, value_name = "TIME", value_parser = crate::pipeline::duration)]
     pub lock_wait: Option<std::time::Duration>,
     /// Tell what happens as one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe push`
+#[derive(Args, Clone, Debug)]
+pub struct Push {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Where to: `s3://BUCKET/PREFIX` or `file:///FOLDER`
+    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
+    pub remote: String,
+    /// Send also what is there: it may be damaged
+    #[arg(short, long)]
+    pub force: bool,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe pull`
+#[derive(Args, Clone, Debug)]
+pub struct Pull {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Where from: `s3://BUCKET/PREFIX` or `file:///FOLDER`
+    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
+    pub remote: String,
+    /// As one JSON document
     #[arg(long)]
     pub json: bool,
 }

@@ -7,6 +7,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::args::{Globals, Jobs, Run, Where};
+use super::pull::tell_moved;
 use super::session::{Pinning, Session};
 use super::table::align;
 use super::{plan as plan_command, print, print_json};
@@ -23,6 +24,8 @@ use crate::pipeline::{InputRef, Instance, Pipeline};
 use crate::plan::plan;
 use crate::progress::{Bars, JsonLines, Lines, Progress, Silent};
 use crate::registry::Registry;
+use crate::remote::Remote;
+use crate::remote::sharing::pull;
 use crate::runner::{self, Outcome, StageOutcome};
 use crate::schedule::State;
 use crate::store::{RunRecord, Running, StageRecord, Store};
@@ -62,8 +65,10 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
     }
     session.options.keep_going = args.keep_going;
     session.options.lock_wait = args.lock_wait;
-    let _in_use = session.store.hold()?;
     let stop = Arc::new(Stop::default());
+    let remote = args.remote.as_deref().map(|url| Remote::open(url, &stop)).transpose()?.map(Arc::new);
+    session.options.remote.clone_from(&remote);
+    let _in_use = session.store.hold()?;
     let signal = listen(&stop, globals.quiet)?;
     // After the signals are listened to: from here on `pipe cancel` may ask.
     let _announced = session.store.announce(&Running {
@@ -73,6 +78,11 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
         file: args.file.pipeline.display().to_string(),
         started: format!("{started:.0}"),
     })?;
+    if let Some(remote) = &remote {
+        let Session { pipeline, store, options, .. } = &session;
+        let moved = pull(pipeline, store, &options.forced, remote, &stop)?;
+        tell_moved("fetched", &moved, started, globals.quiet);
+    }
     let progress = progress(args, globals);
     let outcome = runner::run(
         &session.pipeline,
