@@ -24,6 +24,7 @@ mod it {
     mod report;
     mod resume;
     mod run;
+    mod s3;
     mod signals;
     mod slurm;
     mod terminal;
