@@ -28,6 +28,8 @@ mod init;
 mod logs;
 mod metrics;
 mod plan;
+mod pull;
+mod push;
 mod report;
 mod run;
 mod runs;
@@ -77,6 +79,8 @@ fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
     match &cli.command {
         Command::Run(args) => run::run(args, globals, registry),
         Command::Plan(args) => plan::run(args, globals, registry),
+        Command::Push(args) => push::run(args, globals, registry),
+        Command::Pull(args) => pull::run(args, globals, registry),
         Command::Explain(args) => explain::run(args, globals, registry),
         Command::Status(args) => status::run(args, globals, registry),
         Command::Dag(args) => dag::run(args, registry),

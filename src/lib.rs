@@ -4,7 +4,8 @@
 //! backend, and no kind's name outside [`registry`].
 //!
 //! * [`pipeline`]: TOML text → stage instances; [`graph`]: what needs what.
-//! * [`key`]: what makes two runs the same; [`store`]: results by key; [`digest`]: content by hash.
+//! * [`key`]: what makes two runs the same; [`store`]: results by key; [`digest`]: content by hash;
+//!   [`remote`]: a store elsewhere that several machines share.
 //! * [`schedule`]: what comes next; [`plan`]: the same without doing it; [`runner`]: doing it.
 //! * [`executor`]: a stage as a child process; [`exec`]: that child's side; [`progress`]: telling.
 //! * [`recorded`]: a run with what the store knows of it; [`measured`]: the figures in outputs;
@@ -29,6 +30,7 @@ pub mod plan;
 pub mod progress;
 pub mod recorded;
 pub mod registry;
+pub mod remote;
 pub mod report;
 pub mod runner;
 pub mod schedule;

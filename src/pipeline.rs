@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use contract::{Config, Stage};
+use contract::{Config, Pool, Stage};
 use serde_json::Value;
 
 #[cfg(test)]
@@ -23,7 +23,7 @@ pub use resources::{Resources, Slurm};
 
 use crate::error::Error;
 use crate::registry::Registry;
-use diagnostics::Source;
+use diagnostics::{Source, Span};
 
 mod axes;
 mod check;
@@ -89,6 +89,14 @@ pub struct Instance {
     pub resources: Resources,
     /// Where its table starts.
     pub origin: Place,
+}
+
+impl Instance {
+    /// The pool that it takes slots of: its kind's, but `gpu` where it asks for GPUs.
+    #[must_use]
+    pub fn pool(&self) -> Pool {
+        if self.resources.gpus.is_some() { Pool::Gpu } else { self.kind.pool() }
+    }
 }
 
 impl fmt::Debug for Instance {
@@ -174,12 +182,20 @@ fn expand(
     let mut root = document::parse(&sources[0].text, errors)?;
     set::apply(&mut root, sources, errors);
     let form = form::read(root, registry, sources, errors);
-    let names = form.stages.iter().enumerate().map(|(number, stage)| (stage.name.as_str(), number));
+    let heads: Vec<(String, Span)> =
+        form.stages.iter().map(|stage| (stage.name.clone(), stage.span.clone())).collect();
+    let names = heads.iter().enumerate().map(|(number, (name, _))| (name.as_str(), number));
     let index: HashMap<&str, usize> = names.collect();
     let instances = axes::resolve(&form, &index, sources, errors);
-    let expansion = instance::Expansion { form: &form, index: &index, instances: &instances, sources };
-    let stages = 0..form.stages.len();
-    let instances = stages.flat_map(|stage| expansion.stage(stage, errors)).collect();
+    let vars = &form.vars;
+    let expansion =
+        instance::Expansion { vars, heads: &heads, index: &index, instances: &instances, sources };
+    let rows = expansion.instances.iter().flatten().map(|instances| instances.rows.rows.len());
+    let mut instances = Vec::with_capacity(rows.sum());
+    // Each stage's text is let go as its instances come to be: a large file never stands in memory twice.
+    for (number, stage) in form.stages.into_iter().enumerate() {
+        instances.extend(expansion.stage(number, &stage, errors));
+    }
     let stem = || Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let name = form.name.or_else(stem).unwrap_or_else(|| "pipeline".into());
     Some(Pipeline { name, pools: form.pools, instances })

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use contract::{Event, Pool};
@@ -16,6 +16,7 @@ use crate::executor::{Executor, Stop};
 use crate::key::{KeyFields, StageKey};
 use crate::pipeline::{Instance, Pipeline, StageId};
 use crate::progress::{Failure, Progress, Update};
+use crate::remote::Remote;
 use crate::schedule::{Action as Do, Ending, Schedule, State, Task};
 use crate::store::{Action, StatCache, Store};
 
@@ -41,6 +42,8 @@ pub struct Options {
     pub lock_wait: Option<Duration>,
     /// Pool name → slots.
     pub pools: BTreeMap<String, usize>,
+    /// Where results may be had from and are sent to.
+    pub remote: Option<Arc<Remote>>,
 }
 
 /// How a run went.
@@ -62,15 +65,30 @@ pub struct StageOutcome {
     /// Its key, if it came that far.
     pub key: Option<StageKey>,
     /// Its result, if it has one.
-    pub action: Option<Action>,
+    pub made: Option<Made>,
     /// Why it has none.
     pub failure: Option<Failure>,
-    /// What its key is made of, if it came that far.
-    pub fields: Option<KeyFields>,
+    /// What its key is made of, if it came that far and has no result: else its action says so.
+    pub fields: Option<Box<KeyFields>>,
     /// The slots of its pool that it was given; none if it did not run.
     pub slots: Vec<usize>,
     /// When it started and ended, counted from the run's start. A wait for another run is part of it.
     pub span: Option<(Duration, Duration)>,
+}
+
+/// A stage's result, as far as a run needs it: the store knows the rest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Made {
+    /// The output.
+    pub object: Digest,
+    /// How long it took when it was made.
+    pub seconds: f64,
+}
+
+impl From<&Action> for Made {
+    fn from(action: &Action) -> Self {
+        Self { object: action.object, seconds: action.seconds }
+    }
 }
 
 /// What a stage's thread tells the deciding one.
@@ -150,7 +168,7 @@ impl<'a> Run<'a> {
             id: instance.id.clone(),
             state: State::Waiting,
             key: None,
-            action: None,
+            made: None,
             failure: None,
             fields: None,
             slots: Vec::new(),
@@ -233,13 +251,12 @@ impl<'a> Run<'a> {
         self.outcomes[task].key = Some(key);
         let forced = self.options.forced.get(task).copied().unwrap_or(false);
         let hit = if forced { None } else { self.store.lookup(&key)? };
-        self.outcomes[task].fields = Some(fields);
         let frozen = self.options.frozen.get(task).copied().unwrap_or(false);
         match hit {
             Some(action) => {
                 self.store.note_latest(&self.pipeline.name, &instance.id.0, &action)?;
                 self.objects.insert(instance.id.clone(), action.object);
-                self.outcomes[task].action = Some(action);
+                self.outcomes[task].made = Some(Made::from(&action));
                 self.schedule.checked(task, true);
                 self.progress.update(
                     &instance.id,
@@ -250,9 +267,11 @@ impl<'a> Run<'a> {
                 let message =
                     "its result is not in the store, and it is not among the stages to run".to_owned();
                 let hint = Some("use `--until` in place of `--only`".to_owned());
+                self.outcomes[task].fields = Some(Box::new(fields));
                 self.end(task, Ending::Failed, None, Some(Failure::new(message, hint)));
             }
             None => {
+                self.outcomes[task].fields = Some(Box::new(fields));
                 if let Some(first) = self.making.get(&key).filter(|_| !forced) {
                     // It stays ready, and is checked again when the other has ended.
                     self.twins.entry(*first).or_default().push(task);
@@ -280,12 +299,13 @@ impl<'a> Run<'a> {
             outside: self.outside,
             executor: self.executor,
             stop: self.stop,
-            fields: self.outcomes[task].fields.clone().expect("a queued task was checked"),
+            fields: *self.outcomes[task].fields.clone().expect("a queued task was checked"),
             inputs: inputs.collect(),
             slots,
-            slots_of_pool: self.options.pools.get(instance.kind.pool().name()).copied().unwrap_or(1),
+            slots_of_pool: self.options.pools.get(instance.pool().name()).copied().unwrap_or(1),
             force: self.options.forced.get(task).copied().unwrap_or(false),
             lock_wait: self.options.lock_wait,
+            remote: self.options.remote.as_deref(),
         }
     }
 
@@ -321,7 +341,8 @@ impl<'a> Run<'a> {
         let seconds = action.as_ref().map_or(0.0, |action| action.seconds);
         if let Some(action) = action {
             self.objects.insert(id.clone(), action.object);
-            self.outcomes[task].action = Some(*action);
+            self.outcomes[task].made = Some(Made::from(&*action));
+            self.outcomes[task].fields = None;
         }
         self.schedule.ended(task, ending);
         if let Some(key) = self.outcomes[task].key
@@ -352,7 +373,7 @@ pub fn tasks(pipeline: &Pipeline) -> Vec<Task> {
             producers.filter_map(|input| index.get(&input.producer).copied()).collect();
         needs.sort_unstable();
         needs.dedup();
-        Task { needs, pool: instance.kind.pool().name().to_owned(), width: width(instance) }
+        Task { needs, pool: instance.pool().name().to_owned(), width: width(instance) }
     };
     pipeline.instances.iter().map(task).collect()
 }
@@ -362,7 +383,7 @@ pub fn tasks(pipeline: &Pipeline) -> Vec<Task> {
 pub fn width(instance: &Instance) -> usize {
     let devices = instance.config.get("devices").and_then(serde_json::Value::as_u64);
     let (cpus, gpus) = (instance.resources.cpus, instance.resources.gpus);
-    let slots = match (instance.kind.pool(), devices) {
+    let slots = match (instance.pool(), devices) {
         (Pool::Gpu, Some(devices)) => usize::try_from(devices).ok(),
         (Pool::Gpu, None) => gpus.and_then(|gpus| usize::try_from(gpus).ok()),
         (Pool::Cpu, _) => cpus.and_then(|cpus| usize::try_from(cpus).ok()),

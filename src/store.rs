@@ -30,7 +30,7 @@ use crate::key::StageKey;
 pub use action::Action;
 pub use history::{RunRecord, StageRecord};
 pub use lock::KeyLock;
-pub use object::{Check, Manifest, Objects};
+pub use object::{Check, Entry as FileEntry, Manifest, Objects, name as object_name};
 pub use running::{Announced, Running};
 pub use stat_cache::StatCache;
 
@@ -292,6 +292,12 @@ impl Slot {
         self.store.root.join("work").join(self.key.to_string())
     }
 
+    /// Whether an executor elsewhere may be filling the output folder.
+    #[must_use]
+    pub fn is_ordered(&self) -> bool {
+        self.elsewhere().join(TICKET).exists()
+    }
+
     /// The folder in which an executor elsewhere keeps what it must remember.
     #[must_use]
     pub fn elsewhere(&self) -> PathBuf {
@@ -317,8 +323,27 @@ impl Slot {
     /// # Errors
     /// If it cannot be stored: a full disk, a link in the output. The store is as before.
     pub fn commit(self, describe: impl FnOnce(Digest) -> Action) -> Result<(Action, Rest), Error> {
-        let (object, mut unflushed) = self.store.objects.prepare(&self.attempt)?;
+        let (object, unflushed) = self.store.objects.prepare(&self.attempt)?;
         let action = describe(object);
+        self.keep(action, unflushed)
+    }
+
+    /// Stores what came from elsewhere, if it is what `action` speaks of; else gives the slot back, its folder
+    /// empty, to make it here.
+    ///
+    /// # Errors
+    /// If it cannot be stored. The store is as before.
+    pub fn commit_as(self, action: Action) -> Result<Result<(Action, Rest), Self>, Error> {
+        let (object, unflushed) = self.store.objects.prepare(&self.attempt)?;
+        if object != action.object {
+            self.reset()?;
+            return Ok(Err(self));
+        }
+        self.keep(action, unflushed).map(Ok)
+    }
+
+    fn keep(self, action: Action, mut unflushed: Vec<PathBuf>) -> Result<(Action, Rest), Error> {
+        let object = action.object;
         let path = self.store.action_path(&self.key);
         let folder = self.store.root.join("actions");
         let mut beside = tempfile::NamedTempFile::new_in(&folder).map_err(io_at(&folder))?;

@@ -15,12 +15,16 @@ mod it {
     mod generate;
     mod graphs;
     mod hub;
+    mod kills;
     mod locks;
     mod metrics;
     mod place;
+    mod pools;
+    mod remote;
     mod report;
     mod resume;
     mod run;
+    mod s3;
     mod signals;
     mod slurm;
     mod terminal;

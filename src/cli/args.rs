@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use contract::Pool;
 
 /// Declarative, cached, resumable machine-learning experiments.
 #[derive(Debug, Parser)]
@@ -108,6 +109,10 @@ pub enum Command {
     Show(Show),
     /// Say what differs between two runs
     Diff(Diff),
+    /// Send stored results to a store that machines share
+    Push(Push),
+    /// Fetch what such a store has of a pipeline
+    Pull(Pull),
     /// Say what the stages of a run measured
     Metrics(Metrics),
     /// Write a run as one HTML file, or as a trace
@@ -138,6 +143,30 @@ pub enum Command {
     ExecStage(ExecStage),
 }
 
+/// One `--jobs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Jobs {
+    /// Stages side by side, whatever their pools.
+    All(u16),
+    /// Slots of a pool.
+    Of(Pool, u16),
+}
+
+impl Jobs {
+    fn parse(text: &str) -> Result<Self, String> {
+        let number = |text: &str| match text.parse::<u16>() {
+            Ok(number) if number > 0 => Ok(number),
+            _ => Err(format!("`{text}` is no number from 1 to {}", u16::MAX)),
+        };
+        let Some((name, size)) = text.split_once('=') else { return number(text).map(Self::All) };
+        let pools = [Pool::Gpu, Pool::Cpu, Pool::Network];
+        match pools.into_iter().find(|pool| pool.name() == name) {
+            Some(pool) => number(size).map(|size| Self::Of(pool, size)),
+            None => Err(format!("there is no pool `{name}`; the pools are `gpu`, `cpu` and `network`")),
+        }
+    }
+}
+
 /// Where stages run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Where {
@@ -160,9 +189,9 @@ pub struct Run {
     /// Say what would run and why, run nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
-    /// How many stages run side by side at most
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub jobs: Option<u16>,
+    /// How many stages run side by side at most, or slots of one pool (`gpu=2`, in place of `[pools]`)
+    #[arg(short, long, value_name = "N|POOL=N", value_parser = Jobs::parse)]
+    pub jobs: Vec<Jobs>,
     /// When a stage fails, go on with what does not need it
     #[arg(short, long)]
     pub keep_going: bool,
@@ -175,6 +204,9 @@ pub struct Run {
     /// Where stages run
     #[arg(long, value_enum, default_value_t, value_name = "WHERE")]
     pub executor: Where,
+    /// A store that machines share: results are fetched from it and sent to it
+    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
+    pub remote: Option<String>,
     /// How stored results are checked
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub check: Check,
@@ -182,6 +214,43 @@ pub struct Run {
     #[arg(long, value_name = "TIME", value_parser = crate::pipeline::duration)]
     pub lock_wait: Option<std::time::Duration>,
     /// Tell what happens as one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe push`
+#[derive(Args, Clone, Debug)]
+pub struct Push {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Where to: `s3://BUCKET/PREFIX` or `file:///FOLDER`
+    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
+    pub remote: String,
+    /// Send also what is there: it may be damaged
+    #[arg(short, long)]
+    pub force: bool,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pipe pull`
+#[derive(Args, Clone, Debug)]
+pub struct Pull {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Where from: `s3://BUCKET/PREFIX` or `file:///FOLDER`
+    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
+    pub remote: String,
+    /// As one JSON document
     #[arg(long)]
     pub json: bool,
 }

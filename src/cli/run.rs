@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::args::{Globals, Run, Where};
+use super::args::{Globals, Jobs, Run, Where};
+use super::pull::tell_moved;
 use super::session::{Pinning, Session};
 use super::table::align;
 use super::{plan as plan_command, print, print_json};
@@ -23,6 +24,8 @@ use crate::pipeline::{InputRef, Instance, Pipeline};
 use crate::plan::plan;
 use crate::progress::{Bars, JsonLines, Lines, Progress, Silent};
 use crate::registry::Registry;
+use crate::remote::Remote;
+use crate::remote::sharing::pull;
 use crate::runner::{self, Outcome, StageOutcome};
 use crate::schedule::State;
 use crate::store::{RunRecord, Running, StageRecord, Store};
@@ -49,16 +52,23 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
         Where::Local => Box::new(Local),
         Where::Slurm => Box::new(Slurm::open()?),
     };
+    for jobs in &args.jobs {
+        match *jobs {
+            Jobs::All(most) => session.options.jobs = Some(usize::from(most)),
+            Jobs::Of(pool, slots) => session.set_pool(pool, usize::from(slots)),
+        }
+    }
     if executor.is_here() {
         session.count_adapters(registry)?;
     } else {
         session.pools_elsewhere();
     }
     session.options.keep_going = args.keep_going;
-    session.options.jobs = args.jobs.map(usize::from);
     session.options.lock_wait = args.lock_wait;
-    let _in_use = session.store.hold()?;
     let stop = Arc::new(Stop::default());
+    let remote = args.remote.as_deref().map(|url| Remote::open(url, &stop)).transpose()?.map(Arc::new);
+    session.options.remote.clone_from(&remote);
+    let _in_use = session.store.hold()?;
     let signal = listen(&stop, globals.quiet)?;
     // After the signals are listened to: from here on `pipe cancel` may ask.
     let _announced = session.store.announce(&Running {
@@ -68,6 +78,11 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
         file: args.file.pipeline.display().to_string(),
         started: format!("{started:.0}"),
     })?;
+    if let Some(remote) = &remote {
+        let Session { pipeline, store, options, .. } = &session;
+        let moved = pull(pipeline, store, &options.forced, remote, &stop)?;
+        tell_moved("fetched", &moved, started, globals.quiet);
+    }
     let progress = progress(args, globals);
     let outcome = runner::run(
         &session.pipeline,
@@ -174,7 +189,7 @@ fn record(
 fn stage_record(instance: &Instance, stage: &StageOutcome) -> StageRecord {
     let (ran, waited) = (stage.state == State::Done, stage.state == State::Cached);
     let took = stage.span.map_or(0.0, |(begun, ended)| ended.saturating_sub(begun).as_secs_f64());
-    let fields = stage.fields.as_ref().filter(|_| stage.action.is_none()).map(KeyFields::explain);
+    let fields = stage.fields.as_deref().map(KeyFields::explain);
     let producers = |(name, refs): (&String, &Vec<InputRef>)| {
         (name.clone(), refs.iter().map(|one| one.producer.0.clone()).collect())
     };
@@ -182,9 +197,9 @@ fn stage_record(instance: &Instance, stage: &StageOutcome) -> StageRecord {
         stage: stage.id.0.clone(),
         state: format!("{:?}", stage.state).to_lowercase(),
         key: stage.key.map(|key| key.0),
-        object: stage.action.as_ref().map(|action| action.object),
-        seconds: match &stage.action {
-            Some(action) if ran => action.seconds,
+        object: stage.made.map(|made| made.object),
+        seconds: match stage.made {
+            Some(made) if ran => made.seconds,
             _ if waited => 0.0,
             _ => took,
         },
@@ -192,7 +207,7 @@ fn stage_record(instance: &Instance, stage: &StageOutcome) -> StageRecord {
         table: instance.stage.clone(),
         axes: instance.axes.clone(),
         inputs: instance.inputs.iter().map(producers).collect(),
-        pool: instance.kind.pool().name().to_owned(),
+        pool: instance.pool().name().to_owned(),
         slots: stage.slots.clone(),
         begun: stage.span.map(|(begun, _)| begun.as_secs_f64()),
         ended: stage.span.map(|(_, ended)| ended.as_secs_f64()),
@@ -211,8 +226,8 @@ fn print_line(record: &RunRecord) -> Result<Exit, Error> {
 fn tables(store: &Store, pipeline: &Pipeline, outcome: &Outcome) -> String {
     let mut text = String::new();
     for (instance, stage) in pipeline.instances.iter().zip(&outcome.stages) {
-        let Some(action) = &stage.action else { continue };
-        let Some(table) = summary(&store.objects.files(&action.object)) else { continue };
+        let Some(made) = stage.made else { continue };
+        let Some(table) = summary(&store.objects.files(&made.object)) else { continue };
         let rows: Vec<Vec<String>> = std::iter::once(table.columns).chain(table.rows).collect();
         text += &format!("{}: {}\n{}\n", instance.id, table.title, align(&rows, "  "));
     }

@@ -76,8 +76,9 @@ impl Session {
             Pinning::AsItIs => Vec::new(),
             Pinning::Settle(update) => settle(&mut pins, &whole, &chosen, update)?,
         };
-        let instances = chosen.iter().map(|&index| whole.instances[index].clone()).collect();
-        let mut pipeline = Pipeline { instances, ..whole };
+        let mut pipeline = whole;
+        let mut taking_part = taking_part.into_iter();
+        pipeline.instances.retain(|_| taking_part.next() == Some(true));
         pins.apply(&mut pipeline);
         let check = match check {
             Check::Stat => store::Check::Stat,
@@ -101,6 +102,12 @@ impl Session {
         Ok((session, found))
     }
 
+    /// Sets the size of a pool, whatever the file says.
+    pub fn set_pool(&mut self, pool: Pool, slots: usize) {
+        self.pipeline.pools.insert(pool.name().to_owned(), slots);
+        self.options.pools.insert(pool.name().to_owned(), slots);
+    }
+
     /// Lets a cluster's own queue say what runs side by side, but for pools that the file sets.
     pub fn pools_elsewhere(&mut self) {
         for pool in [Pool::Gpu, Pool::Cpu, Pool::Network].map(Pool::name) {
@@ -119,7 +126,7 @@ impl Session {
         let wants = |index: usize| {
             let instance = &self.pipeline.instances[index];
             let device = instance.config.get("device").and_then(|value| value.as_str()).unwrap_or("auto");
-            instance.kind.pool() == Pool::Gpu && !device.starts_with("cpu") && !device.starts_with("software")
+            instance.pool() == Pool::Gpu && !device.starts_with("cpu") && !device.starts_with("software")
         };
         let candidates: Vec<usize> =
             (0..self.pipeline.instances.len()).filter(|&index| wants(index)).collect();

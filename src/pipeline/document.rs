@@ -3,6 +3,7 @@
 //! Entries stand in the order of the text. What TOML can say and a pipeline cannot mean (dates, NaN,
 //! numbers beyond 64 bits) is reported here and becomes [`Datum::Bad`], of which nobody complains again.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use serde_json::Value;
@@ -11,13 +12,16 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::{Diagnostic, Span};
 
+/// How much of a large file the parser is given at a time.
+const PIECE: usize = 64 << 10;
+
 /// A value and its place.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// Where it stands; where it is used, if a variable brought it.
     pub span: Span,
     /// Where the variable that brought it is set, and that variable's name.
-    pub via: Option<(Span, String)>,
+    pub via: Option<Box<(Span, String)>>,
     /// What it is.
     pub datum: Datum,
 }
@@ -66,7 +70,7 @@ impl Node {
     /// Adds the place of the variable that brought this value.
     pub fn with_via(&self, diagnostic: Diagnostic) -> Diagnostic {
         match &self.via {
-            Some((span, name)) => diagnostic.and(span.clone(), format!("`{name}` is set here")),
+            Some(via) => diagnostic.and(via.0.clone(), format!("`{}` is set here", via.1)),
             None => diagnostic,
         }
     }
@@ -134,9 +138,67 @@ pub fn find<'a>(entries: &'a [Entry], key: &str) -> Option<&'a Entry> {
 
 /// Reads a whole file. `None` if its grammar is broken beyond duplicate keys.
 pub fn parse(text: &str, errors: &mut Vec<Diagnostic>) -> Option<Vec<Entry>> {
+    by_pieces(text, PIECE, errors).or_else(|| at_once(text, errors))
+}
+
+/// A large file piece by piece, each of at least `size` bytes and cut before a stage's header: the parser
+/// takes fifty times a text's length in memory, and so that of a piece. `None` where pieces do not stand for
+/// themselves (a mistake, a table that goes on in a later piece): then the file must be read at once. A cut
+/// within a longer text or list leaves that without its end, which is such a mistake.
+fn by_pieces(text: &str, size: usize, errors: &mut Vec<Diagnostic>) -> Option<Vec<Entry>> {
+    if text.len() <= size || text.contains("\n[stages]") {
+        return None;
+    }
+    let (mut all, mut stages, mut found) = (Vec::<Entry>::new(), Vec::<Entry>::new(), Vec::new());
+    let (mut names, mut offset) = (HashSet::new(), 0);
+    while offset < text.len() {
+        let end = header_after(text, text.floor_char_boundary(offset + size));
+        let (root, mistakes) = DeTable::parse_recoverable(&text[offset..end]);
+        if !mistakes.is_empty() {
+            return None;
+        }
+        for mut entry in table(root.into_inner(), &Place { source: 0, offset }, &mut found) {
+            let inner = match &mut entry.node.datum {
+                Datum::Table(inner) if entry.key == "stages" => std::mem::take(inner),
+                _ => Vec::new(),
+            };
+            if !inner.iter().all(|stage| names.insert(stage.key.clone())) {
+                return None;
+            }
+            let more = !inner.is_empty();
+            stages.extend(inner);
+            match find(&all, &entry.key).map(|first| &first.node.datum) {
+                None => all.push(entry),
+                Some(Datum::Table(_)) if more => {}
+                Some(_) => return None,
+            }
+        }
+        offset = end;
+    }
+    if let Some(Entry { node: Node { datum: Datum::Table(inner), .. }, .. }) =
+        all.iter_mut().find(|entry| entry.key == "stages")
+    {
+        *inner = stages;
+    }
+    errors.append(&mut found);
+    Some(all)
+}
+
+/// Where the next `[stages.NAME]` from `at` on starts; the text's end if there is none.
+fn header_after(text: &str, at: usize) -> usize {
+    const HEADER: &str = "\n[stages.";
+    let mut headers = text[at..].match_indices(HEADER).map(|(newline, _)| at + newline + 1);
+    let whole = |start: &usize| {
+        let name = text[start + HEADER.len() - 1..].split(['.', ']', '\n']).next().unwrap_or_default();
+        text[start + HEADER.len() - 1 + name.len()..].starts_with(']')
+    };
+    headers.find(whole).unwrap_or(text.len())
+}
+
+fn at_once(text: &str, errors: &mut Vec<Diagnostic>) -> Option<Vec<Entry>> {
     let (root, mistakes) = DeTable::parse_recoverable(text);
     let mut whole = true;
-    let entries = table(root.get_ref(), &Place { source: 0, offset: 0 }, errors);
+    let entries = table(root.into_inner(), &Place { source: 0, offset: 0 }, errors);
     // A table given twice repeats its keys: that is one mistake.
     let mut told = 0..0;
     for mistake in mistakes {
@@ -168,7 +230,7 @@ pub fn parse_value(text: &str, source: usize, offset: usize, errors: &mut Vec<Di
     if value.get_ref().is_datetime() {
         return None;
     }
-    Some(node(&value, &Place { source, offset }, errors))
+    Some(node(value, &Place { source, offset }, errors))
 }
 
 /// Which source, and from where its spans count.
@@ -183,28 +245,27 @@ impl Place {
     }
 }
 
-fn table(table: &DeTable<'_>, place: &Place, errors: &mut Vec<Diagnostic>) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = table
-        .iter()
-        .map(|(key, value)| Entry {
-            key: key.get_ref().to_string(),
-            key_span: place.span(key.span()),
-            node: node(value, place, errors),
-        })
-        .collect();
+/// Takes the parser's table apart, so that it is gone when this one stands.
+fn table(table: DeTable<'_>, place: &Place, errors: &mut Vec<Diagnostic>) -> Vec<Entry> {
+    let mut entries = Vec::with_capacity(table.len());
+    for (key, value) in table {
+        let key_span = place.span(key.span());
+        let node = node(value, place, errors);
+        entries.push(Entry { key: key.into_inner().into_owned(), key_span, node });
+    }
     entries.sort_by_key(|entry| entry.key_span.start);
     entries
 }
 
-fn node(value: &Spanned<DeValue<'_>>, place: &Place, errors: &mut Vec<Diagnostic>) -> Node {
+fn node(value: Spanned<DeValue<'_>>, place: &Place, errors: &mut Vec<Diagnostic>) -> Node {
     let span = place.span(value.span());
     let mut refuse = |message: &str, label: &str| {
         errors.push(Diagnostic::new(message, span.clone(), label));
         Datum::Bad
     };
-    let datum = match value.get_ref() {
-        DeValue::Boolean(value) => Datum::Bool(*value),
-        DeValue::String(text) => Datum::Text(text.to_string()),
+    let datum = match value.into_inner() {
+        DeValue::Boolean(value) => Datum::Bool(value),
+        DeValue::String(text) => Datum::Text(text.into_owned()),
         DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
             Ok(number) => Datum::Int(number),
             Err(_) => refuse("a whole number must fit 64 bits", "too large"),
@@ -216,7 +277,9 @@ fn node(value: &Spanned<DeValue<'_>>, place: &Place, errors: &mut Vec<Diagnostic
             _ => refuse("numbers must be finite", "not a finite number"),
         },
         DeValue::Datetime(_) => refuse("dates and times are not used in pipelines", "put it in quotes"),
-        DeValue::Array(items) => Datum::List(items.iter().map(|item| node(item, place, errors)).collect()),
+        DeValue::Array(items) => {
+            Datum::List(items.into_iter().map(|item| node(item, place, errors)).collect())
+        }
         DeValue::Table(entries) => Datum::Table(table(entries, place, errors)),
     };
     Node::new(span, datum)
@@ -284,4 +347,53 @@ fn same_header(text: &str, second: &Range<usize>) -> Option<Span> {
         start += other.len();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Every way to write something that must not be cut, and some mistakes.
+    fn pieces() -> impl Strategy<Value = String> {
+        let name = "[a-f]{1,2}";
+        prop_oneof![
+            8 => name.prop_map(|name| format!("[stages.{name}]\nkind = \"x\"\nn = 3 # [stages.c]\n")),
+            2 => name.prop_map(|name| format!("[stages.{name}.resources]\ncpus = 1\n")),
+            2 => name.prop_map(|name| format!("[stages.{name}]\nt = \"\"\"\n[stages.inner]\nk = 1\n\"\"\"\n")),
+            2 => name.prop_map(|name| format!("[stages.{name}]\nl = [\n1,\n2\n]\né = 'ü'\n")),
+            1 => Just("[pools]\ngpu = 1\n".to_owned()),
+            1 => Just("[stages]\n".to_owned()),
+            1 => Just("name = \"n\"\n".to_owned()),
+            1 => Just("stages = 3\n".to_owned()),
+            1 => Just("[stages.bad]\nx = [\n".to_owned()),
+            1 => Just("[stages.date]\nx = 1979-05-27\n".to_owned()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_file_in_pieces_is_the_file(pieces in prop::collection::vec(pieces(), 1..12), size in 1_usize..80) {
+            let text = pieces.concat();
+            let (mut by_pieces_found, mut found) = (Vec::new(), Vec::new());
+            if let Some(entries) = by_pieces(&text, size, &mut by_pieces_found) {
+                let whole = at_once(&text, &mut found);
+                prop_assert_eq!(format!("{:?}", Some(entries)), format!("{whole:?}"));
+                prop_assert_eq!(by_pieces_found, found);
+            } else {
+                prop_assert!(by_pieces_found.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_file_is_read_in_pieces() {
+        let text: String = (0..200)
+            .map(|n| format!("[stages.s{n}]\nkind = \"x\"\n[stages.s{n}.resources]\ncpus = 1\n"))
+            .collect();
+        let entries = by_pieces(&text, 500, &mut Vec::new()).expect("no table goes on in a later piece");
+        let Datum::Table(stages) = &entries[0].node.datum else { panic!("{entries:?}") };
+        assert_eq!(stages.len(), 200);
+    }
 }

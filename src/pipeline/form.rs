@@ -62,6 +62,7 @@ pub fn read(root: Vec<Entry>, registry: &Registry, sources: &[Source], errors: &
         let error = Diagnostic::new("the file has no stages", Span::new(0, 0..0), "");
         errors.push(error.help("start from the file that `pipe init FILE` writes"));
     }
+    form.stages.reserve_exact(tables.len());
     for entry in tables {
         form.stages.extend(read_stage(entry, registry, sources, &form.vars, errors));
     }
@@ -169,6 +170,7 @@ fn read_stage(
             _ => stage.params.push(entry),
         }
     }
+    stage.params.shrink_to_fit();
     match kind {
         Some(kind) => {
             let scope = Scope { sources, vars, matrix: Matrix::Forbidden };

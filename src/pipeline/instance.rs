@@ -7,17 +7,19 @@ use serde_json::Map;
 
 use super::axes::{Instances, project};
 use super::check;
-use super::diagnostics::{Diagnostic, Source, place};
+use super::diagnostics::{Diagnostic, Source, Span, place};
 use super::document::{Datum, Entry, Node, find};
-use super::form::{Form, RUNNER_KEYS, RawStage, wrong_type};
-use super::interpolate::{Matrix, Row, Scope, uses_axis};
+use super::form::{RUNNER_KEYS, RawStage, wrong_type};
+use super::interpolate::{Matrix, Row, Scope, Vars, uses_axis};
 use super::matrix::label;
 use super::reference::{Pick, Reference, malformed, texts};
 use super::{InputRef, Instance, StageId, near, resources, settings};
 
 /// What all stages share while they are expanded.
 pub struct Expansion<'a> {
-    pub form: &'a Form,
+    pub vars: &'a Vars,
+    /// The name of every stage and where it stands.
+    pub heads: &'a [(String, Span)],
     pub index: &'a HashMap<&'a str, usize>,
     pub instances: &'a [Option<Instances>],
     pub sources: &'a [Source],
@@ -25,8 +27,7 @@ pub struct Expansion<'a> {
 
 impl Expansion<'_> {
     /// The instances of one stage; none if its kind or its rows are unknown.
-    pub fn stage(&self, number: usize, errors: &mut Vec<Diagnostic>) -> Vec<Instance> {
-        let stage = &self.form.stages[number];
+    pub fn stage(&self, number: usize, stage: &RawStage, errors: &mut Vec<Diagnostic>) -> Vec<Instance> {
         if let Some(kind) = stage.kind {
             check_names(stage, kind, errors);
         }
@@ -47,7 +48,7 @@ impl Expansion<'_> {
         matrix: Matrix<'_>,
         errors: &mut Vec<Diagnostic>,
     ) -> Option<Instance> {
-        let scope = Scope { sources: self.sources, vars: &self.form.vars, matrix };
+        let scope = Scope { sources: self.sources, vars: self.vars, matrix };
         let row = match matrix {
             Matrix::Row(row) => Some(row),
             _ => None,
@@ -125,14 +126,14 @@ impl Expansion<'_> {
     ) -> Vec<InputRef> {
         let Reference { name, pick } = reference;
         let Some(&number) = self.index.get(name.as_str()) else {
-            let known = || self.form.stages.iter().map(|stage| stage.name.as_str());
+            let known = || self.heads.iter().map(|(name, _)| name.as_str());
             let help = near::did_you_mean(name, known());
             let help = help.unwrap_or_else(|| format!("the stages are {}", near::list(known().take(20))));
             let error = Diagnostic::new(format!("unknown stage `{name}`"), item.span.clone(), "");
             errors.push(item.with_via(error).help(help));
             return Vec::new();
         };
-        let producer = &self.form.stages[number];
+        let (_, producer) = &self.heads[number];
         let (Some(instances), Some(row)) = (&self.instances[number], row) else { return Vec::new() };
         let rows = &instances.rows;
         let make = |index: usize| {
@@ -142,7 +143,7 @@ impl Expansion<'_> {
         };
         let fail = |message: String, label: String, help: String| {
             Diagnostic::new(message, item.span.clone(), label)
-                .and(producer.span.clone(), format!("`{name}` has {}", has(instances)))
+                .and(producer.clone(), format!("`{name}` has {}", has(instances)))
                 .help(help)
         };
         let found: Vec<usize> = match pick {
@@ -225,7 +226,7 @@ impl Expansion<'_> {
     }
 }
 
-fn axis_span(stage: &RawStage, axis: &str) -> super::diagnostics::Span {
+fn axis_span(stage: &RawStage, axis: &str) -> Span {
     let entry = match &stage.matrix {
         Some(Node { datum: Datum::Table(entries), .. }) => find(entries, axis),
         _ => None,
@@ -266,7 +267,10 @@ fn tell_apart(refs: Vec<(InputRef, Node)>) -> Vec<InputRef> {
         }
         input
     };
-    refs.into_iter().map(rename).collect()
+    let mut inputs: Vec<InputRef> = refs.into_iter().map(rename).collect();
+    // It was collected in place, where more than inputs were.
+    inputs.shrink_to_fit();
+    inputs
 }
 
 /// Unknown parameters, unknown and missing inputs: the same for every instance.

@@ -99,7 +99,7 @@ impl Scope<'_> {
     fn whole(&self, node: &Node, name: &str, value: &Node) -> Node {
         Node {
             span: node.span.clone(),
-            via: Some((value.span.clone(), name.to_owned())),
+            via: Some(Box::new((value.span.clone(), name.to_owned()))),
             datum: value.datum.clone(),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::EnvVar;
 use super::diagnostics::{Diagnostic, Span};
-use super::document::{Datum, Node};
+use super::document::{Datum, Entry, Node};
 use super::duration::duration;
 use super::form::wrong_type;
 
@@ -75,13 +75,19 @@ pub fn env(stage: &str, node: &Node, errors: &mut Vec<Diagnostic>) -> BTreeMap<S
         }
         Datum::Table(entries) => {
             for entry in entries {
-                match &entry.node.datum {
-                    Datum::Text(value) if !value.contains('\0') => {
-                        if check_name(&entry.key, &entry.key_span, errors) {
-                            env.insert(entry.key.clone(), EnvVar::Set(value.clone()));
+                let Entry { key, key_span, node } = entry;
+                let value = match &node.datum {
+                    Datum::Text(value) => (!value.contains('\0')).then(|| value.clone()),
+                    // A variable keeps its type; where only text fits, it is written out.
+                    other => other.scalar().filter(|_| node.via.is_some()),
+                };
+                match value {
+                    Some(value) => {
+                        if check_name(key, key_span, errors) {
+                            env.insert(key.clone(), EnvVar::Set(value));
                         }
                     }
-                    _ => wrong_type(&entry.node, &format!("`{}` in {what}", entry.key), "text", errors),
+                    None => wrong_type(node, &format!("`{key}` in {what}"), "text", errors),
                 }
             }
         }

@@ -17,6 +17,7 @@ use crate::fault::point;
 use crate::key::{KeyFields, env_value};
 use crate::pipeline::Instance;
 use crate::progress::Failure;
+use crate::remote::{Fetched, Remote, Send, Trouble};
 use crate::schedule::Ending;
 use crate::store::files::remove_tree;
 use crate::store::{Action, Check, Entry, Rest, Slot, StatCache, Store};
@@ -45,12 +46,13 @@ pub struct Attempt<'a> {
     pub slots_of_pool: usize,
     pub force: bool,
     pub lock_wait: Option<Duration>,
+    pub remote: Option<&'a Remote>,
 }
 
 /// What came of an attempt.
 enum Made {
     Stored(Box<Action>, Rest),
-    Found(Box<Action>),
+    Found(Box<Action>, Option<Rest>),
     Stopped,
 }
 
@@ -69,29 +71,63 @@ impl Attempt<'_> {
             // The deciding thread waits for this message; without it there is no one to tell.
             let _ = sender.send(Message::Ended(self.task, ending, action, failure));
         };
-        match self.attempt(sender) {
+        let mut how = Send::Missing;
+        match self.attempt(sender, &mut how) {
             Ok(Made::Stored(action, rest)) => {
-                ended(Ending::Done, Some(action), None);
-                if let Err(error) = rest.finish() {
-                    let text = format!("its result may be lost if the machine stops now: {error}");
-                    let _ = sender.send(Message::Told(self.task, Event::Warning { text }));
+                ended(Ending::Done, Some(action.clone()), None);
+                self.finish(rest, sender);
+                let sent =
+                    self.remote.map(|remote| remote.send(self.store, &self.fields.key(), &action, how));
+                if let Some(Err(Some(trouble))) = sent {
+                    self.warn(sender, format!("its result was not sent: {}", trouble.text));
                 }
             }
-            Ok(Made::Found(action)) => ended(Ending::Cached, Some(action), None),
+            Ok(Made::Found(action, rest)) => {
+                ended(Ending::Cached, Some(action), None);
+                if let Some(rest) = rest {
+                    self.finish(rest, sender);
+                }
+            }
             Ok(Made::Stopped) => ended(Ending::Cancelled, None, None),
             Err(failure) => ended(Ending::Failed, None, Some(failure)),
         }
     }
 
-    fn attempt(&self, sender: &Sender<Message>) -> Result<Made, Failure> {
+    fn finish(&self, rest: Rest, sender: &Sender<Message>) {
+        if let Err(error) = rest.finish() {
+            self.warn(sender, format!("its result may be lost if the machine stops now: {error}"));
+        }
+    }
+
+    fn warn(&self, sender: &Sender<Message>, text: String) {
+        let _ = sender.send(Message::Told(self.task, Event::Warning { text }));
+    }
+
+    /// `how`: what is to be sent of what is made here.
+    fn attempt(&self, sender: &Sender<Message>, how: &mut Send) -> Result<Made, Failure> {
         let who = format!("process {} (pipeline `{}`)", std::process::id(), self.pipeline);
         let waiting = |holder: &str| drop(sender.send(Message::Waiting(self.task, holder.to_owned())));
         let stop = || self.stop.asked();
         let entered = self.store.enter(&self.fields.key(), &who, self.force, self.lock_wait, waiting, stop);
         match entered.map_err(failed)? {
-            Entry::Hit(action) => Ok(Made::Found(action)),
+            Entry::Hit(action) => Ok(Made::Found(action, None)),
             Entry::GivenUp => Ok(Made::Stopped),
-            Entry::Miss(slot) => self.make(slot, sender),
+            Entry::Miss(slot) => self.fetch_or_make(slot, sender, how),
+        }
+    }
+
+    /// Another machine may have made it since this run began.
+    fn fetch_or_make(&self, slot: Slot, sender: &Sender<Message>, how: &mut Send) -> Result<Made, Failure> {
+        let Some(remote) = self.remote.filter(|_| !self.force) else { return self.make(slot, sender) };
+        match remote.fetch(slot, &self.fields.explain()).map_err(failed)? {
+            Fetched::Stored(action, rest) => Ok(Made::Found(action, Some(rest))),
+            Fetched::Kept(slot, trouble) => {
+                if let Some(Trouble { text, damaged }) = trouble {
+                    *how = if damaged { Send::All } else { Send::Missing };
+                    self.warn(sender, format!("{text}; it is made here"));
+                }
+                self.make(slot, sender)
+            }
         }
     }
 
@@ -166,11 +202,7 @@ impl Attempt<'_> {
             inputs: self.artifacts(),
             out: slot.out(),
             work: slot.work(),
-            devices: if self.executor.is_here() {
-                self.slots.clone()
-            } else {
-                (0..self.slots.len()).collect()
-            },
+            devices: self.devices(),
         };
         let file = log.with_extension("job.json");
         point("stage: before its job file");
@@ -199,6 +231,15 @@ impl Attempt<'_> {
         })
     }
 
+    /// The adapters that it is given; elsewhere they are counted from 0.
+    fn devices(&self) -> Vec<usize> {
+        match self.instance.pool() {
+            Pool::Gpu if self.executor.is_here() => self.slots.clone(),
+            Pool::Gpu => (0..self.slots.len()).collect(),
+            Pool::Cpu | Pool::Network => Vec::new(),
+        }
+    }
+
     fn artifacts(&self) -> Inputs {
         let artifact = |(label, digest): &(String, Digest)| Artifact {
             label: label.clone(),
@@ -221,7 +262,7 @@ impl Attempt<'_> {
             env.push(("RAYON_NUM_THREADS".to_owned(), cpus.to_string()));
         }
         if self.executor.is_here()
-            && kind.pool() == Pool::Gpu
+            && self.instance.pool() == Pool::Gpu
             && std::env::var_os("RAYON_NUM_THREADS").is_none()
         {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);

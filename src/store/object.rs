@@ -47,6 +47,14 @@ pub struct Entry {
     stat: Stat,
 }
 
+impl Entry {
+    /// How many bytes it has.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.stat.size
+    }
+}
+
 #[cfg(test)]
 impl Entry {
     /// The same entry with the stat that the file has now.
@@ -99,15 +107,8 @@ impl Manifest {
         Ok(Self { files })
     }
 
-    /// The object's name: of the files' paths, sizes and contents, nothing else.
     fn digest(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        for entry in &self.files {
-            let name = entry.path.as_os_str().as_encoded_bytes();
-            hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
-            hasher.update(&entry.stat.size.to_le_bytes()).update(entry.digest.bytes());
-        }
-        Digest::finish(&hasher)
+        name(self.files.iter().map(|entry| (&*entry.path, entry.stat.size, &entry.digest)))
     }
 
     /// Bytes of all files.
@@ -277,6 +278,17 @@ impl Objects {
         point("discard: renamed");
         remove_tree(away.path())
     }
+}
+
+/// The name of an object: of its files' paths, sizes and contents in the paths' order, nothing else.
+pub fn name<'a>(files: impl Iterator<Item = (&'a Path, u64, &'a Digest)>) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for (path, size, digest) in files {
+        let name = path.as_os_str().as_encoded_bytes();
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+        hasher.update(&size.to_le_bytes()).update(digest.bytes());
+    }
+    Digest::finish(&hasher)
 }
 
 /// Makes a file read-only.

@@ -36,7 +36,7 @@ fn new_place(word: &str) -> Place {
 }
 
 /// Stage → its object, by a run that succeeds.
-fn objects(place: &Place) -> BTreeMap<String, String> {
+pub fn objects(place: &Place) -> BTreeMap<String, String> {
     let said = place.pipe("run p.toml --json").ends(0);
     let record: Value = serde_json::from_str(said.out.lines().last().unwrap()).unwrap();
     let stages = record["run"]["stages"].as_array().unwrap().iter();
@@ -44,7 +44,7 @@ fn objects(place: &Place) -> BTreeMap<String, String> {
 }
 
 /// The objects that lie in the store.
-fn stored(place: &Place) -> BTreeSet<String> {
+pub fn stored(place: &Place) -> BTreeSet<String> {
     let shelves = fs::read_dir(place.path(".pipe/objects")).unwrap().flatten();
     let objects = shelves.flat_map(|shelf| fs::read_dir(shelf.path()).unwrap().flatten());
     objects.map(|object| object.file_name().into_string().unwrap()).collect()
@@ -188,7 +188,7 @@ fn copy(from: &Place, to: &Place) {
 }
 
 /// Makes everything in the store's folders two hours old.
-fn age(place: &Place) {
+pub fn age(place: &Place) {
     let status = Command::new("find")
         .arg(place.path(".pipe"))
         .args(["-exec", "touch", "-h", "-d", "2 hours ago", "{}", "+"])

@@ -1,3 +1,4 @@
+use super::faults::age;
 use super::place::{Place, chain, stage, until};
 
 /// One stage that counts its runs and takes until the file `go` is there.
@@ -62,4 +63,30 @@ fn different_pipelines_share_a_store_at_the_same_time() {
     assert_eq!(ran.matches('a').count(), 1, "{ran}");
     assert_eq!(ran.matches('b').count(), 1, "{ran}");
     assert_eq!(ran.matches('c').count(), 2, "{ran}");
+}
+
+#[test]
+fn collecting_waits_for_a_run_that_goes_on_and_takes_nothing_that_it_uses() {
+    let place = Place::new(&chain());
+    place.run();
+    // A later run of something else: nothing kept names what the chain made, and all of it is old.
+    place.pipeline(&stage("other", "echo x > $OUT/x", ""));
+    place.run();
+    age(&place);
+    place.pipe("gc --keep 1 --dry-run").ends(0).says(&["would remove 3 results"]);
+    let slow = "echo x >> @/at-it; until [ -e @/go ]; do sleep 0.02; done; cat $IN_C/text > $OUT/text";
+    place.pipeline(&[chain(), stage("slow", slow, "inputs = { c = \"c\" }")].concat());
+    let run = place.pipe("run p.toml").start();
+    until("the run is in its last stage", || place.lines("at-it") == 1);
+    let collecting = place.pipe("gc --keep 1").start();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(place.stored("files/text").len(), 3);
+    place.write("go", "");
+    let (code, said) = run.wait();
+    assert_eq!(code, Some(0), "{said:?}");
+    said.counts(3, 1, 0);
+    let (code, said) = collecting.wait();
+    assert_eq!(code, Some(0), "{said:?}");
+    said.says(&["waiting for the runs that use", "removed 1 results"]);
+    place.run().counts(4, 0, 0);
 }

@@ -46,7 +46,7 @@ impl Place {
     pub fn pipe(&self, command: &str) -> Call {
         let mut call = Command::new(env!("CARGO_BIN_EXE_pipe"));
         call.args(command.split_whitespace()).current_dir(self.folder.path());
-        for name in ["PIPE_STORE", "NO_COLOR", "CLICOLOR_FORCE", "RAYON_NUM_THREADS"] {
+        for name in ["PIPE_STORE", "PIPE_REMOTE", "NO_COLOR", "CLICOLOR_FORCE", "RAYON_NUM_THREADS"] {
             call.env_remove(name);
         }
         Call(call)

@@ -115,6 +115,19 @@ fn timeout_retries_and_environment() {
 }
 
 #[test]
+fn a_number_from_a_matrix_or_a_variable_is_text_in_the_environment() {
+    let text = "[vars]\nlr = 0.5\non = true\n[stages.a]\nkind = \"make\"\nmatrix = { s = [1, 2] }\n\
+        env = { S = \"${matrix.s}\", LR = \"${lr}\", ON = \"${on}\" }\n";
+    let pipeline = good(text, &[]);
+    let set = |instance: usize, name: &str| pipeline.instances[instance].env[name].clone();
+    for (instance, name, wanted) in [(0, "S", "1"), (1, "S", "2"), (1, "LR", "0.5"), (1, "ON", "true")] {
+        assert_eq!(set(instance, name), EnvVar::Set(wanted.into()));
+    }
+    let text = "[vars]\nlist = [1]\n[stages.a]\nkind = \"make\"\nenv = { L = \"${list}\" }\n";
+    assert!(seen(text, &[]).contains("`L` in `env` of stage `a` must be text"));
+}
+
+#[test]
 fn bad_timeout_retries_and_environment() {
     let text = "[stages.a]\nkind = \"make\"\ntimeout = \"10 minutes\"\nretries = -1\nenv = [\"1A\", 3]\n\
         [stages.b]\nkind = \"make\"\ntimeout = 90\nretries = \"x\"\nenv = { A = 1 }\n[stages.c]\nkind = \"make\"\ntimeout = \"0s\"\nenv = 3\n";

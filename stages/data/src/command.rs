@@ -5,7 +5,9 @@
 //! * `OUT`: the empty folder to fill; `WORK`: a folder that survives crashes;
 //! * `IN_<NAME>`: the path of the input `name`, upper-cased, every character that is not a letter or
 //!   a digit turned into `_`. Behind an input with several artifacts their paths stand one a line,
-//!   and `IN_<NAME>_1`, `IN_<NAME>_2`, … hold them singly.
+//!   and `IN_<NAME>_1`, `IN_<NAME>_2`, … hold them singly;
+//! * `DEVICES`: the adapters that are its own while it runs, as `0,2`, where it asks for them with
+//!   `resources = { gpus = 2 }`; for CUDA write `CUDA_VISIBLE_DEVICES=$DEVICES`.
 //!
 //! No shell is involved: write `argv = ["sh", "-c", "…"]` for one. What it prints goes to the
 //! stage's log. Which other variables are set is the runner's affair.
@@ -86,6 +88,7 @@ impl Job for Settings {
             .envs(variables(&ctx.inputs)?)
             .env("OUT", ctx.out())
             .env("WORK", ctx.work())
+            .envs(devices(ctx.devices()))
             .stdin(Stdio::null())
             // Standard output carries the stage's own events.
             .stdout(stderr())
@@ -124,6 +127,12 @@ fn variables(inputs: &Inputs) -> Result<BTreeMap<String, OsString>, StageError> 
         }
     }
     Ok(variables)
+}
+
+/// `DEVICES`, where there are any.
+fn devices(devices: &[usize]) -> Option<(&'static str, String)> {
+    let list = devices.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    (!devices.is_empty()).then_some(("DEVICES", list))
 }
 
 fn variable(input: &str) -> String {

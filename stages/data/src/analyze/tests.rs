@@ -167,6 +167,62 @@ fn every_run_gets_its_figures_its_lines_and_a_row_of_the_summary() {
 }
 
 #[test]
+fn runs_that_differ_in_their_seed_alone_become_mean_and_deviation() {
+    let bench = Bench::new();
+    let base = fixtures().join("tiny-llama");
+    // Two trainings that ended elsewhere, as two seeds would.
+    let train = fixtures().join("lora-train");
+    let runs = [(1, saved(&train, &[5, 10])), (2, saved(&train, &[15, 20]))].map(|(seed, steps)| {
+        let steps: Vec<(u64, PathBuf)> =
+            [5, 10].into_iter().zip(steps).map(|(step, (_, path))| (step, path)).collect();
+        let folder = run_folder(&bench, &format!("run{seed}"), false, &steps);
+        let mut info = formats::run::RunInfo::read(&folder).unwrap();
+        info.seed = seed;
+        info.write(&folder).unwrap();
+        (format!("lora,{seed}"), folder)
+    });
+    let bench = bench.input("model", "base", &base);
+    let bench = runs.iter().fold(bench, |bench, (label, folder)| bench.input("runs", label, folder));
+    bench.run(&Analyze, json!({})).unwrap();
+    let found: Value = serde_json::from_str(&bench.read("analysis.json")).unwrap();
+    let arm = &found["over_seeds"][0];
+    assert_eq!((&arm["arm"], &arm["seeds"]), (&json!("lora"), &json!([1, 2])));
+    // Of two, mean and deviation by hand: (a + b)/2 and |a − b|/√2.
+    let by_hand = |spread: &Value, values: [f64; 2], what: &str| {
+        close(&spread["mean"], &json!(f64::midpoint(values[0], values[1])), what);
+        close(&spread["deviation"], &json!((values[0] - values[1]).abs() / 2.0_f64.sqrt()), what);
+    };
+    for module in ["q_proj", "v_proj", "all"] {
+        let of = |label: &str| {
+            find(&found["correlations"], &[("label", &json!(label)), ("module", &json!(module))])
+        };
+        let over = find(&arm["correlations"], &[("module", &json!(module))]);
+        for figure in ["r", "slope"] {
+            by_hand(
+                &over[figure],
+                ["lora,1", "lora,2"].map(|label| of(label)[figure].as_f64().unwrap()),
+                figure,
+            );
+        }
+    }
+    let mean = |label: &str, step: u64| {
+        let points = found["points"].as_array().unwrap().iter();
+        let fits = |p: &&Value| p["label"] == label && p["step"] == step && p["module"] == "q_proj";
+        let values: Vec<f64> = points.filter(fits).map(|p| p["delta_direction"].as_f64().unwrap()).collect();
+        values.iter().sum::<f64>() / values.len() as f64
+    };
+    for step in [5, 10] {
+        let over = find(&arm["steps"], &[("module", &json!("q_proj")), ("step", &json!(step))]);
+        by_hand(&over["delta_direction"], [mean("lora,1", step), mean("lora,2", step)], "ΔD");
+    }
+    let summary: Value = serde_json::from_str(&bench.read("summary.json")).unwrap();
+    let names: Vec<&str> =
+        summary["rows"].as_array().unwrap().iter().map(|row| row[0].as_str().unwrap()).collect();
+    assert_eq!(names, ["lora (2 seeds)", "lora, step 5", "lora, step 10"]);
+    assert!(summary["rows"][0][1].as_str().unwrap().contains('±'), "{summary}");
+}
+
+#[test]
 fn a_dora_run_whose_magnitude_did_not_move_is_reported() {
     let fixtures = fixtures();
     let bench = Bench::new();

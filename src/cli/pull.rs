@@ -1,0 +1,59 @@
+//! `pipe pull`: fetches what a shared store has of a pipeline. Nothing is run.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::args::{Check, Globals, Pull};
+use super::print_json;
+use super::session::{Pinning, Session};
+use super::table::size;
+use crate::error::{Error, Exit};
+use crate::executor::Stop;
+use crate::registry::Registry;
+use crate::remote::Remote;
+use crate::remote::sharing::{Moved, pull};
+
+/// Runs the command.
+pub fn run(args: &Pull, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
+    let started = jiff::Timestamp::now();
+    let pinning = Pinning::AsItIs;
+    let session = Session::open(&args.file, &args.selection, false, Check::Stat, pinning, globals, registry)?;
+    let stop = Arc::new(Stop::default());
+    let remote = Remote::open(&args.remote, &stop)?;
+    let _in_use = session.store.hold()?;
+    let moved = pull(&session.pipeline, &session.store, &[], &remote, &stop)?;
+    ended("fetched", &moved, started, globals, args.json)
+}
+
+/// What `push` and `pull` end in: 1 where something went wrong.
+pub fn ended(
+    verb: &str,
+    moved: &Moved,
+    started: jiff::Timestamp,
+    globals: &Globals,
+    json: bool,
+) -> Result<Exit, Error> {
+    tell_moved(verb, moved, started, globals.quiet || json);
+    if json {
+        let Moved { present, moved: count, bytes, absent, .. } = moved;
+        print_json(
+            &json!({ "version": 1, "present": present, "moved": count, "bytes": bytes, "absent": absent }),
+        )?;
+    } else if !globals.quiet && moved.moved == 0 && moved.troubles.is_empty() {
+        anstream::eprintln!("nothing {verb}: {} are there, {} have no result", moved.present, moved.absent);
+    }
+    Ok(if moved.troubles.is_empty() { Exit::Ok } else { Exit::Failed })
+}
+
+/// `fetched 12 results, 34.1 MB, in 1.2 s`, and what went wrong.
+pub fn tell_moved(verb: &str, moved: &Moved, started: jiff::Timestamp, quiet: bool) {
+    for (stage, trouble) in &moved.troubles {
+        anstream::eprintln!("warning: {stage}: {}", trouble.text);
+    }
+    if moved.moved > 0 && !quiet {
+        let seconds = jiff::Timestamp::now().duration_since(started).as_secs_f64();
+        let results = if moved.moved == 1 { "result" } else { "results" };
+        anstream::eprintln!("{verb} {} {results}, {}, in {seconds:.1} s", moved.moved, size(moved.bytes));
+    }
+}
