@@ -106,6 +106,7 @@ fn options() -> Options {
         normalisation: Normalisation::Token,
         lora_plus: 1.0,
         loss_scale: LossScale::none(),
+        zero: false,
         seed: 1,
     }
 }

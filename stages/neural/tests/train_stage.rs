@@ -263,6 +263,77 @@ fn two_devices_equal_one_with_the_doubled_batch() {
 }
 
 #[test]
+fn a_shared_out_optimizer_gives_the_bits_of_one_on_the_host() {
+    let bench = Bench::with(&rows(45, 1), &rows(10, 2));
+    let settings = with(
+        lora(),
+        json!({ "method": "dora", "loraplus_ratio": 4.0, "weight_decay": 0.01, "batch_size": 4, "devices": 3, "save_state": true }),
+    );
+    bench.run("host", &settings);
+    let shared = with(settings.clone(), json!({ "zero": 1, "checkpoint_every": 3 }));
+    bench.run("shared", &shared);
+    assert_eq!(tree(&bench.out("host")), tree(&bench.out("shared")));
+    // stopped at once and taken up again, every three steps
+    let mut stops = 0;
+    loop {
+        let stop = AtomicBool::new(stops % 2 == 1);
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(150));
+                stop.store(true, Ordering::Relaxed);
+            });
+            bench.attempt("stopped", &shared, &stop, &Told::default())
+        });
+        let Err(error) = ended else { break };
+        assert_eq!(error.kind, ErrorKind::Cancelled, "{error}");
+        stops += 1;
+    }
+    assert!(stops > 0, "the run was never stopped");
+    assert_eq!(tree(&bench.out("host")), tree(&bench.out("stopped")), "after {stops} stops");
+    // what was stored by three goes on with two
+    let mut longer = Bench::with(&rows(45, 1), &rows(10, 2));
+    longer.inputs.0.insert(
+        "resume".into(),
+        vec![contract::Artifact { label: "resume".into(), path: bench.out("shared") }],
+    );
+    let on = with(settings, json!({ "max_steps": 30, "batch_size": 6, "devices": 2 }));
+    longer.run("host", &on);
+    longer.run("shared", &with(on, json!({ "zero": 1 })));
+    assert_eq!(tree(&longer.out("host")), tree(&longer.out("shared")));
+}
+
+#[test]
+fn what_cannot_fit_is_refused_with_what_to_change() {
+    let bench = Bench::new();
+    let tight = with(lora(), json!({ "memory_limit": 0.0001 }));
+    let error = plan(&tight).unwrap().preview(&bench.inputs).unwrap_err();
+    assert!(error.message.contains("`memory_limit` is 0 MB"), "{error}");
+    let hint = error.hint.unwrap();
+    for way in
+        ["`checkpointing = true` takes", "`batch_size = 1` takes", "`quantize` stage takes", "still too much"]
+    {
+        assert!(hint.contains(way), "{hint}");
+    }
+    let error = bench.attempt("run", &tight, &AtomicBool::new(false), &Told::default()).unwrap_err();
+    assert!(error.message.contains("`memory_limit`"), "{error}");
+    let wide = plan(&with(lora(), json!({ "memory_limit": 1.0 }))).unwrap();
+    let notes = wide.preview(&bench.inputs).unwrap();
+    assert!(notes[1].contains("takes about") && notes[1].contains("8 rows of 16 tokens"), "{notes:?}");
+    assert_eq!(wide.preview(&contract::Inputs::default()).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_whole_model_may_have_a_rate_of_its_own() {
+    let bench = Bench::new();
+    for method in ["full", "lora"] {
+        let settings = with(lora(), json!({ "method": method, "full_lr": 1e-3, "schedule": "constant" }));
+        bench.run(method, &settings);
+        let lr = bench.metrics(method)[23]["lr"].as_f64().unwrap();
+        assert!((lr - if method == "full" { 1e-3 } else { 1e-2 }).abs() < 1e-9, "{method}: {lr}");
+    }
+}
+
+#[test]
 fn training_goes_on_from_a_given_adapter() {
     let mut bench = Bench::new();
     bench.run("first", &with(lora(), json!({ "schedule": "constant" })));
