@@ -223,6 +223,7 @@ fn options() -> Options {
         lora_plus: 1.0,
         loss_scale: LossScale::none(),
         seed: 1,
+        zero: false,
     }
 }
 

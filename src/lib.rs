@@ -6,7 +6,8 @@
 //! * [`pipeline`]: TOML text → stage instances; [`graph`]: what needs what.
 //! * [`key`]: what makes two runs the same; [`store`]: results by key; [`digest`]: content by hash;
 //!   [`remote`]: a store elsewhere that several machines share.
-//! * [`schedule`]: what comes next; [`plan`]: the same without doing it; [`runner`]: doing it.
+//! * [`schedule`]: what comes next; [`plan`]: the same without doing it, [`preview`]: what stages
+//!   say beforehand; [`runner`]: doing it.
 //! * [`executor`]: a stage as a child process; [`exec`]: that child's side; [`progress`]: telling.
 //! * [`recorded`]: a run with what the store knows of it; [`measured`]: the figures in outputs;
 //!   [`compare`]: two runs; [`report`]: one run as one HTML file.
@@ -27,6 +28,7 @@ pub mod measured;
 pub mod pins;
 pub mod pipeline;
 pub mod plan;
+pub mod preview;
 pub mod progress;
 pub mod recorded;
 pub mod registry;

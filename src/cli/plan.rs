@@ -8,6 +8,7 @@ use super::table::align;
 use super::{print, print_json};
 use crate::error::{Error, Exit};
 use crate::plan::{Planned, Verdict, plan};
+use crate::preview::preview;
 use crate::registry::Registry;
 
 /// Runs the command.
@@ -22,31 +23,32 @@ pub fn run(args: &Plan, globals: &Globals, registry: &Registry) -> Result<Exit, 
         registry,
     )?;
     let planned = plan(&session.pipeline, &session.store, &session.options)?;
+    let told = preview(&session.pipeline, &session.store, &planned)?;
     if args.json {
-        print_json(&document(&planned))?;
+        print_json(&document(&planned, &told))?;
     } else {
-        print(&text(&planned))?;
+        print(&text(&planned, &told))?;
     }
     let work = planned.iter().any(|stage| stage.verdict != Verdict::Cached);
     Ok(if args.exit_code && work { Exit::WorkFound } else { Exit::Ok })
 }
 
-/// One JSON object a stage.
-pub fn document(planned: &[Planned]) -> serde_json::Value {
-    let stage = |stage: &Planned| {
+/// One JSON object a stage, with what it tells beforehand.
+pub fn document(planned: &[Planned], told: &[Vec<String>]) -> serde_json::Value {
+    let stage = |(stage, told): (&Planned, &Vec<String>)| {
         let (verdict, why) = answer(&stage.verdict);
         let key = stage.key.map(|key| key.to_string());
-        json!({"stage": stage.id.0, "verdict": verdict.replace(' ', "_"), "why": why, "key": key})
+        json!({"stage": stage.id.0, "verdict": verdict.replace(' ', "_"), "why": why, "key": key, "told": told})
     };
-    json!({"version": 1, "stages": planned.iter().map(stage).collect::<Vec<_>>()})
+    json!({"version": 1, "stages": planned.iter().zip(told).map(stage).collect::<Vec<_>>()})
 }
 
-/// A line a stage, its reasons behind it, and a line with the figures.
-pub fn text(planned: &[Planned]) -> String {
+/// A line a stage, its reasons behind it, what it tells beforehand below, and a line with the figures.
+pub fn text(planned: &[Planned], told: &[Vec<String>]) -> String {
     let mut rows = Vec::new();
-    for stage in planned {
+    for (stage, told) in planned.iter().zip(told) {
         let (verdict, why) = answer(&stage.verdict);
-        let mut why = why.iter();
+        let mut why = why.iter().chain(told);
         let first = why.next().cloned().unwrap_or_default();
         rows.push(vec![stage.id.0.clone(), verdict.to_owned(), first]);
         rows.extend(why.map(|reason| vec![String::new(), String::new(), reason.clone()]));

@@ -22,6 +22,7 @@ use crate::measured::summary;
 use crate::pins::Moved;
 use crate::pipeline::{InputRef, Instance, Pipeline};
 use crate::plan::plan;
+use crate::preview::preview;
 use crate::progress::{Bars, JsonLines, Lines, Progress, Silent};
 use crate::registry::Registry;
 use crate::remote::Remote;
@@ -42,10 +43,11 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
     tell_pins(args, globals, &session.moved);
     if args.dry_run {
         let planned = plan(&session.pipeline, &session.store, &session.options)?;
+        let told = preview(&session.pipeline, &session.store, &planned)?;
         return if args.json {
-            print_json(&plan_command::document(&planned))
+            print_json(&plan_command::document(&planned, &told))
         } else {
-            print(&plan_command::text(&planned))
+            print(&plan_command::text(&planned, &told))
         };
     }
     let executor: Box<dyn Executor> = match args.executor {

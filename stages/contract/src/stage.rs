@@ -70,13 +70,21 @@ pub struct Moving {
 
 /// One validated run of a stage.
 pub trait Job: Send {
-    /// What the inputs tell before running (parameter counts, memory). Optional.
+    /// What the inputs tell before running (parameter counts, memory). Optional. For `plan` an input may
+    /// be absent, or hold no more than was foreseen of it.
     ///
     /// # Errors
     /// When it is already certain that the run cannot succeed.
     fn preview(&self, inputs: &Inputs) -> Result<Vec<String>, StageError> {
         let _ = inputs;
         Ok(Vec::new())
+    }
+
+    /// Small files of the output that are known before it is made (a model's `config.json`), by name, so
+    /// that stages after this one can be previewed. Optional; may hold less than the file will.
+    fn foresee(&self, inputs: &Inputs) -> Vec<(String, Vec<u8>)> {
+        let _ = inputs;
+        Vec::new()
     }
 
     /// Does the work: reads `ctx.input(…)`, fills `ctx.out()`, keeps resumable state in `ctx.work()`.

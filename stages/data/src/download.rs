@@ -23,7 +23,7 @@ mod transfer;
 use std::path::{Component, Path, PathBuf};
 
 use contract::{
-    Config, ConfigError, Context, Default, Job, Moving, Param, Pool, Ports, Stage, StageError, Type,
+    Config, ConfigError, Context, Default, Inputs, Job, Moving, Param, Pool, Ports, Stage, StageError, Type,
 };
 use serde::Deserialize;
 
@@ -240,6 +240,12 @@ fn percent_decoded(text: &str) -> String {
 }
 
 impl Job for Fetch {
+    fn foresee(&self, _: &Inputs) -> Vec<(String, Vec<u8>)> {
+        let Source::Local(folder) = &self.source else { return Vec::new() };
+        let config = std::fs::read(folder.join(formats::config::FILE));
+        config.map(|bytes| vec![(formats::config::FILE.to_owned(), bytes)]).unwrap_or_default()
+    }
+
     fn run(&self, ctx: &mut Context<'_>) -> Result<(), StageError> {
         let sha256 = self.sha256.as_deref();
         if let (Some(revision), Source::Local(_) | Source::Http(_)) = (&self.revision, &self.source) {

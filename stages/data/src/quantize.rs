@@ -17,7 +17,7 @@ use contract::{
     Config, ConfigError, Context, Default, Input, Inputs, Job, Param, Pool, Ports, Stage, StageError, Table,
     Type, at,
 };
-use formats::config::{LlamaConfig, QuantizationConfig};
+use formats::config::{self, LlamaConfig, QuantizationConfig};
 use formats::nf4::{BLOCK, Nf4};
 use formats::weights::{Tensor, Weights, linear_f32};
 use serde::{Deserialize, Serialize};
@@ -91,6 +91,15 @@ impl Job for Settings {
     fn preview(&self, inputs: &Inputs) -> Result<Vec<String>, StageError> {
         let config = LlamaConfig::read(inputs.one("model")?)?;
         Ok(vec![format!("{} parameters", config.parameters())])
+    }
+
+    fn foresee(&self, inputs: &Inputs) -> Vec<(String, Vec<u8>)> {
+        let model = inputs.optional("model").and_then(|model| LlamaConfig::read(model).ok());
+        let Some(mut config) = model.filter(|config| config.quantization.is_none()) else {
+            return Vec::new();
+        };
+        config.quantization = Some(QuantizationConfig::nf4(self.double, config.dtype));
+        vec![(config::FILE.to_owned(), config.to_json().to_string().into_bytes())]
     }
 
     fn run(&self, ctx: &mut Context<'_>) -> Result<(), StageError> {

@@ -18,7 +18,8 @@ use std::fs;
 use std::path::Path;
 
 use contract::{
-    Config, ConfigError, Context, Default, Input, Job, Param, Pool, Ports, Stage, StageError, Type, at,
+    Config, ConfigError, Context, Default, Input, Inputs, Job, Param, Pool, Ports, Stage, StageError, Type,
+    at,
 };
 use formats::alpaca::Row;
 use formats::example::Example;
@@ -152,6 +153,11 @@ impl Stage for Tokenize {
 }
 
 impl Job for Settings {
+    fn foresee(&self, _: &Inputs) -> Vec<(String, Vec<u8>)> {
+        let known = serde_json::json!({ "cutoff": self.cutoff });
+        vec![(TokenMeta::FILE.to_owned(), known.to_string().into_bytes())]
+    }
+
     fn run(&self, ctx: &mut Context<'_>) -> Result<(), StageError> {
         let set = Dataset::read(&ctx.input("dataset")?, self.skip_broken)?;
         for error in set.broken.iter().take(BROKEN_SHOWN) {

@@ -9,6 +9,7 @@
 //! * [`nf4`]: the codes of bitsandbytes and their serialized layout. [`adapter`]: a PEFT folder.
 //! * [`alpaca`]: rows and prompt templates. [`example`], [`rows`]: rows of any form, from JSON, JSON lines and
 //!   Parquet. [`template`]: how they become text. [`split`]: the held-out rows of `datasets`.
+//! * [`estimate`]: the memory that training takes.
 //! * [`tokenizer`]: `tokenizer.json`. [`tokens`], [`run`]: what `tokenize` and `train` write for the stages after them.
 //!
 //! It does not know tensors of a backend, stages or the runner.
@@ -19,6 +20,7 @@ pub mod alpaca;
 pub mod config;
 mod dtype;
 mod error;
+pub mod estimate;
 pub mod example;
 mod json;
 pub mod nf4;

@@ -91,6 +91,15 @@ impl TokenSet {
         Ok(Self { rows, mask_prompt: mask[0] != 0 })
     }
 
+    /// Tokens of the longest row of a split, without reading the rows.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn longest(path: &Path) -> Result<usize> {
+        let lengths = Weights::open(path)?.ints("lengths")?;
+        Ok(lengths.into_iter().filter_map(|length| usize::try_from(length).ok()).max().unwrap_or(0))
+    }
+
     /// Writes a split.
     ///
     /// # Errors

@@ -148,6 +148,12 @@ pub fn binding_bytes(device: &Device) -> u64 {
     known.map_or(u64::MAX, |(_, bytes)| *bytes)
 }
 
+/// Whether a device is the embedded CPU backend, whose memory is the machine's.
+#[must_use]
+pub fn is_embedded(device: &Device) -> bool {
+    device.clone().inner() == Device::flex()
+}
+
 /// Whether a device computes in an element type.
 ///
 /// # Errors

@@ -18,6 +18,7 @@ use crate::batch::Batch;
 use crate::groups::{self, Layout};
 use crate::loss::{self, CrossEntropy};
 use crate::model::{Llama, Mask};
+use crate::optimizer::Slab;
 use crate::sum::total;
 
 /// One device's share of a step.
@@ -45,6 +46,8 @@ pub struct Replica {
     layouts: Vec<Layout>,
     checkpointing: bool,
     masks: HashMap<usize, Mask>,
+    /// What it updates of the parameters, with the moments, where that is shared out (`shards`).
+    pub share: Vec<Slab>,
 }
 
 impl Replica {
@@ -52,7 +55,7 @@ impl Replica {
     #[must_use]
     pub fn new(mut model: Llama, checkpointing: bool) -> Self {
         let layouts = groups::collect(&mut model).into_iter().map(|(layout, _)| layout).collect();
-        Self { model, layouts, checkpointing, masks: HashMap::new() }
+        Self { model, layouts, checkpointing, masks: HashMap::new(), share: Vec::new() }
     }
 
     /// Its model: plain between two calls, no gradients recorded.

@@ -12,7 +12,6 @@ use contract::{
     Config, ConfigError, Context, Default, Input, Inputs, Job, Param, Pool, Ports, Stage, StageError, Type,
 };
 use formats::adapter::AdapterConfig;
-use formats::config::LlamaConfig;
 use formats::run::Method;
 use formats::weights::Dtype;
 use serde::{Deserialize, Serialize};
@@ -23,6 +22,7 @@ use crate::schedule::{Schedule, Shape};
 use crate::trainer::{Normalisation, Options};
 
 mod export;
+mod memory;
 mod resume;
 mod samples;
 mod session;
@@ -72,6 +72,12 @@ const PARAMS: &[Param] = &[
         "learning rate of B over that of A (LoRA+, arXiv 2402.12354)",
     ),
     Param::new("lr", Type::float_from(0.0), Default::Float(2e-4), "peak learning rate"),
+    Param::new(
+        "full_lr",
+        Type::float_from(0.0),
+        Default::Absent,
+        "peak learning rate where `method` is `full`, which in a matrix of methods needs a smaller one; else `lr`",
+    ),
     Param::new(
         "schedule",
         Type::Choice(Shape::NAMES),
@@ -255,6 +261,19 @@ const PARAMS: &[Param] = &[
     Param::new("device", Type::Text, Default::Text("auto"), "auto | gpu | gpu:N | software | cpu"),
     Param::new("devices", Type::Int { min: 1, max: 64 }, Default::Int(1), "adapters that share every batch"),
     Param::new(
+        "zero",
+        Type::Int { min: 0, max: 1 },
+        Default::Int(0),
+        "1: several devices share out the optimizer's state and work (ZeRO-1, arXiv 1910.02054); 0: the host has it",
+    ),
+    Param::new(
+        "memory_limit",
+        Type::float_from(0.0),
+        Default::Float(0.0),
+        "GB that a device has, for the check before training; 0: the memory left, where that is the CPU's",
+    )
+    .cosmetic(),
+    Param::new(
         "checkpoint_every",
         Type::at_least(1),
         Default::Int(50),
@@ -274,6 +293,8 @@ struct Settings {
     rslora: bool,
     loraplus_ratio: f64,
     lr: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    full_lr: Option<f64>,
     schedule: String,
     warmup_steps: u64,
     warmup_ratio: f64,
@@ -306,6 +327,9 @@ struct Settings {
     compute_dtype: String,
     device: String,
     devices: usize,
+    zero: u8,
+    #[serde(skip_serializing)]
+    memory_limit: f64,
     #[serde(skip_serializing)]
     checkpoint_every: u64,
 }
@@ -335,6 +359,21 @@ impl Settings {
         }
     }
 
+    /// Bytes that a device has, if they were given.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "at least 0; too much saturates"
+    )]
+    fn memory_limit(&self) -> Option<u64> {
+        (self.memory_limit > 0.0).then(|| (self.memory_limit * 1e9) as u64)
+    }
+
+    /// The peak learning rate.
+    fn peak(&self) -> f64 {
+        self.full_lr.filter(|_| self.method() == Method::Full).unwrap_or(self.lr)
+    }
+
     /// The adapter that the parameters describe.
     fn adapter(&self) -> AdapterConfig {
         AdapterConfig {
@@ -360,13 +399,14 @@ impl Settings {
                 weight_decay: self.weight_decay,
             },
             max_grad_norm: self.max_grad_norm,
-            schedule: Schedule { shape, peak: self.lr, warmup, total },
+            schedule: Schedule { shape, peak: self.peak(), warmup, total },
             normalisation: Normalisation::by_name(&self.loss_normalisation).unwrap_or(Normalisation::Token),
             lora_plus: self.loraplus_ratio,
             loss_scale: match self.compute() {
                 DType::F16 => LossScale::dynamic(),
                 _ => LossScale::none(),
             },
+            zero: self.zero > 0,
             seed: self.seed,
         }
     }
@@ -445,16 +485,12 @@ struct TrainJob {
 
 impl Job for TrainJob {
     fn preview(&self, inputs: &Inputs) -> Result<Vec<String>, StageError> {
-        let config = LlamaConfig::read(inputs.one("model")?)?;
-        let settings = &self.settings;
-        let all = config.parameters();
-        let trained = match settings.method() {
-            Method::Full => all,
-            method => {
-                config.adapter_parameters(settings.rank, &settings.target_modules, method == Method::Dora)
-            }
-        };
-        Ok(vec![format!("trains {trained} parameters on a model of {all}")])
+        let plan = memory::Plan::read(&self.settings, inputs, self.settings.device == "cpu")?;
+        let Some(plan) = plan else { return Ok(Vec::new()) };
+        if let Some(limit) = self.settings.memory_limit() {
+            plan.fits(limit, "`memory_limit` is")?;
+        }
+        Ok(plan.told())
     }
 
     fn run(&self, ctx: &mut Context<'_>) -> Result<(), StageError> {

@@ -15,6 +15,7 @@ use crate::loss_scale::LossScale;
 use crate::optimizer::{self, AdamW, Slab};
 use crate::replicas::{Share, Team};
 use crate::schedule::Schedule;
+use crate::shards::Optimizer;
 use crate::state::HostSlab;
 
 /// What the loss of a step is the mean of.
@@ -56,6 +57,8 @@ pub struct Options {
     pub lora_plus: f64,
     /// Scale of the loss at the first step.
     pub loss_scale: LossScale,
+    /// Whether several replicas share out moments and updates (ZeRO-1), in place of the host.
+    pub zero: bool,
     /// Seed of dropout.
     pub seed: u64,
 }
@@ -81,7 +84,7 @@ pub struct Report {
 pub struct Trainer {
     team: Team,
     layouts: Vec<Layout>,
-    slabs: Vec<Slab>,
+    optimizer: Optimizer,
     options: Options,
     scale: LossScale,
     step: u64,
@@ -109,8 +112,10 @@ impl Trainer {
             slab.scale = scale(layout, options.lora_plus, &slab.params.device());
             slab
         });
-        let mut trainer =
-            Self { team, slabs: slabs.collect(), layouts, options, scale: options.loss_scale, step: 0 };
+        let slabs = slabs.collect();
+        let shared = options.zero && host;
+        let optimizer = if shared { Optimizer::share(slabs, &mut team)? } else { Optimizer::Whole(slabs) };
+        let mut trainer = Self { team, optimizer, layouts, options, scale: options.loss_scale, step: 0 };
         trainer.spread()?;
         Ok(trainer)
     }
@@ -149,9 +154,7 @@ impl Trainer {
         }
         let lr = self.options.schedule.rate(step);
         if !overflowed {
-            for (slab, grad) in self.slabs.iter_mut().zip(grads) {
-                self.options.adam.update(slab, grad, lr, step);
-            }
+            self.optimizer.update(self.options.adam, grads, (lr, step), &mut self.team)?;
         }
         let figures = device::read(Tensor::cat(losses.into_iter().chain([squared]).collect(), 0))?;
         let (losses, squared) = figures.split_at(factors.len());
@@ -224,7 +227,7 @@ impl Trainer {
 
     /// Gives the parameters to every replica.
     fn spread(&mut self) -> Result<(), StageError> {
-        let params: Vec<_> = self.slabs.iter().map(|slab| slab.params.clone()).collect();
+        let params = self.optimizer.params();
         if let Team::One(replica) = &mut self.team {
             replica.set(&params);
             return Ok(());
@@ -284,7 +287,7 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub fn tensors(&self) -> Result<Vec<(Leaf, Vec<f32>)>, StageError> {
-        let values = device::read_all(self.slabs.iter().map(|slab| slab.params.clone()).collect())?;
+        let values = device::read_all(self.optimizer.params())?;
         let groups = self.layouts.iter().zip(&values);
         Ok(groups
             .flat_map(|(layout, flat)| {
@@ -297,15 +300,10 @@ impl Trainer {
     ///
     /// # Errors
     /// If the device failed.
-    pub fn save(&self) -> Result<Vec<HostSlab>, StageError> {
-        let parts = self.slabs.iter().flat_map(|slab| [slab.params.clone(), slab.m.clone(), slab.v.clone()]);
-        let mut values = device::read_all(parts.collect())?.into_iter();
-        let mut next = || values.next().unwrap_or_default();
-        Ok(self
-            .layouts
-            .iter()
-            .map(|layout| HostSlab { name: layout.name.clone(), values: [next(), next(), next()] })
-            .collect())
+    pub fn save(&mut self) -> Result<Vec<HostSlab>, StageError> {
+        let values = self.optimizer.read(&mut self.team)?;
+        let names = self.layouts.iter().map(|layout| layout.name.clone());
+        Ok(names.zip(values).map(|(name, values)| HostSlab { name, values }).collect())
     }
 
     /// The scale of the loss for the next step, to be stored.
@@ -319,7 +317,8 @@ impl Trainer {
     /// # Errors
     /// If it is of another model.
     pub fn restore(&mut self, step: u64, scale: LossScale, stored: &[HostSlab]) -> Result<(), StageError> {
-        for (layout, slab) in self.layouts.iter().zip(&mut self.slabs) {
+        let mut values = Vec::new();
+        for layout in &self.layouts {
             let found = stored.iter().find(|stored| stored.name == layout.name);
             let Some(found) = found.filter(|found| found.values.iter().all(|part| part.len() == layout.len))
             else {
@@ -329,13 +328,9 @@ impl Trainer {
                 ))
                 .hint("delete the stage's work folder to start it over"));
             };
-            let device = slab.params.device();
-            let [params, m, v] = &found.values;
-            let tensor = |values: &Vec<f32>| {
-                Tensor::from_data(TensorData::new(values.clone(), [values.len()]), &device)
-            };
-            (slab.params, slab.m, slab.v) = (tensor(params), tensor(m), tensor(v));
+            values.push(found.values.clone());
         }
+        self.optimizer.write(values, &mut self.team)?;
         (self.step, self.scale) = (step, scale);
         self.spread()
     }

@@ -98,6 +98,7 @@ impl Recipe {
             normalisation: if token { Normalisation::Token } else { Normalisation::MicroBatchMean },
             lora_plus: log["loraplus_ratio"].as_f64().unwrap_or(1.0),
             loss_scale: if log["dtype"] == "float16" { LossScale::dynamic() } else { LossScale::none() },
+            zero: false,
             seed: 0,
         }
     }

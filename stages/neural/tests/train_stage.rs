@@ -168,19 +168,44 @@ fn child_of_the_killed_run() {
     std::fs::write(dir.join("finished"), "").unwrap();
 }
 
+/// `PIPE_KILLS=50` for more than a few.
 #[test]
 fn a_run_killed_at_random_moments_ends_with_the_bytes_of_one_that_was_not() {
+    let wanted: usize = std::env::var("PIPE_KILLS").map_or(4, |kills| kills.parse().unwrap());
     let bench = Bench::new();
     let settings = with(
         lora(),
-        json!({ "method": "dora", "dropout": 0.1, "max_steps": 150, "save_every": 5, "checkpoint_every": 4 }),
+        json!({
+            "method": "dora", "compute_dtype": "float16", "dropout": 0.1, "max_steps": 150, "save_every": 5, "checkpoint_every": 4,
+            "eval_every": 6, "keep_best": true, "generate_every": 9, "generate_rows": 2, "generate_tokens": 3,
+        }),
     );
     bench.run("whole", &settings);
-    let dir = bench.dir.path().join("killed");
+    let whole = tree(&bench.out("whole"));
+    assert!(
+        ["metrics.jsonl", "samples.jsonl"]
+            .iter()
+            .all(|name| whole.iter().any(|(path, _)| path.ends_with(name)))
+    );
+    let (mut random, mut kills, mut round) = (SplitMix64(9), 0, 0);
+    while kills < wanted {
+        let name = format!("killed-{round}");
+        kills += killed_again_and_again(&bench, &name, &settings, &mut random);
+        assert_eq!(tree(&bench.out(&name)), whole, "after {kills} kills");
+        round += 1;
+        assert!(round <= 10 + wanted, "it finishes too soon to be killed");
+    }
+    println!("{kills} kills in {round} runs");
+}
+
+/// Starts the run in a process of its own, kills it, starts it again, until it is whole; returns how
+/// often it was killed.
+fn killed_again_and_again(bench: &Bench, name: &str, settings: &Value, random: &mut SplitMix64) -> usize {
+    let dir = bench.dir.path().join(name);
     std::fs::create_dir(&dir).unwrap();
     std::fs::write(dir.join("inputs.json"), serde_json::to_string(&bench.inputs).unwrap()).unwrap();
     std::fs::write(dir.join("given.json"), settings.to_string()).unwrap();
-    let (mut random, mut kills) = (SplitMix64(9), 0);
+    let mut kills = 0;
     while !dir.join("finished").exists() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child_of_the_killed_run"])
@@ -188,7 +213,7 @@ fn a_run_killed_at_random_moments_ends_with_the_bytes_of_one_that_was_not() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(100 + random.below(400)));
+        std::thread::sleep(Duration::from_millis(100 + random.below(900)));
         if child.try_wait().unwrap().is_none() {
             child.kill().unwrap();
             kills += 1;
@@ -196,8 +221,7 @@ fn a_run_killed_at_random_moments_ends_with_the_bytes_of_one_that_was_not() {
         child.wait().unwrap();
         assert!(kills < 200, "it never finishes");
     }
-    assert!(kills > 0, "the run was never killed");
-    assert_eq!(tree(&bench.out("killed")), tree(&bench.out("whole")), "after {kills} kills");
+    kills
 }
 
 #[test]
@@ -235,6 +259,77 @@ fn two_devices_equal_one_with_the_doubled_batch() {
         close(&bench.losses(&format!("{method}-two")), &bench.losses(&format!("{method}-one")), 1e-4);
         let eval = |name: &str| bench.metrics(name)[23]["eval_loss"].as_f64().unwrap();
         assert!((eval(&format!("{method}-two")) - eval(&format!("{method}-one"))).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn a_shared_out_optimizer_gives_the_bits_of_one_on_the_host() {
+    let bench = Bench::with(&rows(45, 1), &rows(10, 2));
+    let settings = with(
+        lora(),
+        json!({ "method": "dora", "loraplus_ratio": 4.0, "weight_decay": 0.01, "batch_size": 4, "devices": 3, "save_state": true }),
+    );
+    bench.run("host", &settings);
+    let shared = with(settings.clone(), json!({ "zero": 1, "checkpoint_every": 3 }));
+    bench.run("shared", &shared);
+    assert_eq!(tree(&bench.out("host")), tree(&bench.out("shared")));
+    // stopped at once and taken up again, every three steps
+    let mut stops = 0;
+    loop {
+        let stop = AtomicBool::new(stops % 2 == 1);
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(150));
+                stop.store(true, Ordering::Relaxed);
+            });
+            bench.attempt("stopped", &shared, &stop, &Told::default())
+        });
+        let Err(error) = ended else { break };
+        assert_eq!(error.kind, ErrorKind::Cancelled, "{error}");
+        stops += 1;
+    }
+    assert!(stops > 0, "the run was never stopped");
+    assert_eq!(tree(&bench.out("host")), tree(&bench.out("stopped")), "after {stops} stops");
+    // what was stored by three goes on with two
+    let mut longer = Bench::with(&rows(45, 1), &rows(10, 2));
+    longer.inputs.0.insert(
+        "resume".into(),
+        vec![contract::Artifact { label: "resume".into(), path: bench.out("shared") }],
+    );
+    let on = with(settings, json!({ "max_steps": 30, "batch_size": 6, "devices": 2 }));
+    longer.run("host", &on);
+    longer.run("shared", &with(on, json!({ "zero": 1 })));
+    assert_eq!(tree(&longer.out("host")), tree(&longer.out("shared")));
+}
+
+#[test]
+fn what_cannot_fit_is_refused_with_what_to_change() {
+    let bench = Bench::new();
+    let tight = with(lora(), json!({ "memory_limit": 0.0001 }));
+    let error = plan(&tight).unwrap().preview(&bench.inputs).unwrap_err();
+    assert!(error.message.contains("`memory_limit` is 0 MB"), "{error}");
+    let hint = error.hint.unwrap();
+    for way in
+        ["`checkpointing = true` takes", "`batch_size = 1` takes", "`quantize` stage takes", "still too much"]
+    {
+        assert!(hint.contains(way), "{hint}");
+    }
+    let error = bench.attempt("run", &tight, &AtomicBool::new(false), &Told::default()).unwrap_err();
+    assert!(error.message.contains("`memory_limit`"), "{error}");
+    let wide = plan(&with(lora(), json!({ "memory_limit": 1.0 }))).unwrap();
+    let notes = wide.preview(&bench.inputs).unwrap();
+    assert!(notes[1].contains("takes about") && notes[1].contains("8 rows of 16 tokens"), "{notes:?}");
+    assert_eq!(wide.preview(&contract::Inputs::default()).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_whole_model_may_have_a_rate_of_its_own() {
+    let bench = Bench::new();
+    for method in ["full", "lora"] {
+        let settings = with(lora(), json!({ "method": method, "full_lr": 1e-3, "schedule": "constant" }));
+        bench.run(method, &settings);
+        let lr = bench.metrics(method)[23]["lr"].as_f64().unwrap();
+        assert!((lr - if method == "full" { 1e-3 } else { 1e-2 }).abs() < 1e-9, "{method}: {lr}");
     }
 }
 

@@ -246,7 +246,7 @@ impl<'a> Session<'a> {
         }
         tensorboard::write(ctx.out(), &fs::read_to_string(&metrics).map_err(at(&metrics))?)?;
         if self.settings.save_state {
-            let trainer = &self.setup.trainer;
+            let trainer = &mut self.setup.trainer;
             let (step, loss_scale, slabs) = (trainer.steps(), trainer.loss_scale(), trainer.save()?);
             Last { step, loss_scale, slabs }.write(ctx.out())?;
         }

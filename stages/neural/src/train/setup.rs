@@ -11,6 +11,7 @@ use formats::tokens::TokenSet;
 use formats::weights::Weights;
 
 use super::Settings;
+use super::memory;
 use super::resume::{self, Wanted};
 use super::samples::Prompts;
 use crate::batch::{self, Deal};
@@ -69,6 +70,7 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
         Start::From(file) => Some(file.config.clone()),
     };
     let opened = open(settings, ctx)?;
+    check_memory(settings, &opened, ctx)?;
     let probe = batch::of_rows(&train, &[0], 1);
     let builders = opened.iter().enumerate().map(|(index, opened)| {
         let (model, opened, start) = (model.clone(), opened.clone(), start.clone());
@@ -223,6 +225,21 @@ fn open(settings: &Settings, ctx: &Context<'_>) -> Result<Vec<Opened>, StageErro
         all.push(opened);
     }
     Ok(all)
+}
+
+/// Replicas on the CPU backend share what the machine has left; of other devices nothing is known.
+fn check_memory(settings: &Settings, opened: &[Opened], ctx: &Context<'_>) -> Result<(), StageError> {
+    let fused = opened.iter().all(|opened| device::is_embedded(&opened.device));
+    let Some(plan) = memory::Plan::read(settings, &ctx.inputs, fused)? else { return Ok(()) };
+    if fused && settings.device != "cpu" {
+        plan.told().into_iter().skip(1).for_each(|line| ctx.note(line));
+    }
+    match (settings.memory_limit(), memory::available()) {
+        (Some(limit), _) => plan.fits(limit, "`memory_limit` is"),
+        (None, Some(left)) if fused => plan
+            .fits(left / opened.len().max(1) as u64, "of this machine's memory there are for each replica"),
+        _ => Ok(()),
+    }
 }
 
 fn build(
