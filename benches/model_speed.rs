@@ -11,7 +11,9 @@ use clap::{Parser, ValueEnum};
 use contract::StageError;
 use formats::adapter::AdapterConfig;
 use formats::config::LlamaConfig;
+use formats::estimate::{Estimate, Training};
 use formats::nf4::Nf4;
+use formats::run;
 use formats::weights::{self, Tensor, Weights};
 use neural::batch::{Batch, SplitMix64};
 use neural::device::{self, Opened};
@@ -26,6 +28,9 @@ use neural::trainer::{Normalisation, Options, Trainer};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Layers with an adapter: the paper's choice.
+const TARGETS: [&str; 5] = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"];
 
 #[derive(Parser)]
 struct Arguments {
@@ -137,7 +142,8 @@ fn main() -> Result<(), StageError> {
     let mut line = serde_json::json!({
         "device": opened.label, "batch": batches[0].rows, "seq": arguments.seq, "trainable": trainable,
         "median_step_s": median, "min_step_s": seconds[0], "cpu_s_per_step": busy,
-        "tokens_per_s": tokens as f64 / median, "peak_rss_mib": peak_memory(), "loss": loss,
+        "tokens_per_s": tokens as f64 / median, "peak_rss_mib": peak_memory(),
+        "estimate_mib": estimate(dir.path(), &arguments)?.total() >> 20, "loss": loss,
     });
     if arguments.parts {
         drop(trainer);
@@ -238,20 +244,42 @@ fn replica(dir: &Path, arguments: &Arguments, opened: &Opened) -> Result<Replica
         }
     }
     if arguments.method != Method::Full {
-        let targets = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"];
         let config = AdapterConfig {
             rank: arguments.rank,
             alpha: 16.0,
             dropout: 0.0,
             dora: arguments.method == Method::Dora,
             rslora: false,
-            target_modules: targets.map(str::to_owned).into(),
+            target_modules: TARGETS.map(str::to_owned).into(),
             base_model: String::new(),
         };
         let adapter = llama.fresh_adapter(&config, 1)?;
         llama.attach(&adapter)?;
     }
     Ok(Replica::new(llama, arguments.checkpointing))
+}
+
+/// What `pipe plan` would say of this training.
+fn estimate(dir: &Path, arguments: &Arguments) -> Result<Estimate, StageError> {
+    let config = LlamaConfig::read(dir)?;
+    let training = Training {
+        method: match arguments.method {
+            Method::Full => run::Method::Full,
+            Method::Lora => run::Method::Lora,
+            Method::Dora => run::Method::Dora,
+        },
+        rank: arguments.rank,
+        targets: TARGETS.map(str::to_owned).into(),
+        nf4: arguments.nf4,
+        element: 4,
+        rows: arguments.batch.unwrap_or(arguments.shape.numbers().1) as u64,
+        length: arguments.seq as u64,
+        checkpointing: arguments.checkpointing,
+        devices: 1,
+        zero: false,
+        fused: arguments.device == "cpu",
+    };
+    Ok(Estimate::new(&config, &training))
 }
 
 fn batch(seed: u64, arguments: &Arguments) -> Batch {

@@ -576,6 +576,8 @@ mod tests {
           runs         List what was run
           show         Describe one run
           diff         Say what differs between two runs
+          push         Send stored results to a store that machines share
+          pull         Fetch what such a store has of a pipeline
           metrics      Say what the stages of a run measured
           report       Write a run as one HTML file, or as a trace
           gc           Free what the last runs did not use

@@ -33,8 +33,8 @@ pub struct Training {
     pub devices: u64,
     /// Or, with ZeRO-1, on the devices, each its share.
     pub zero: bool,
-    /// Whether norms, SwiGLU and short rows' attention are fused operations that keep only their inputs:
-    /// so on the CPU backend.
+    /// Whether norms, SwiGLU, attention and cross entropy are fused operations that keep only their
+    /// inputs: so on the CPU backend.
     pub fused: bool,
 }
 
@@ -59,8 +59,6 @@ pub struct Estimate {
 
 /// Elements of the logits of one chunk; as in `neural::loss`.
 const LOGITS_CHUNK: u64 = 8 << 20;
-/// Rows up to this length are attended to by a fused operation where there are such; as in `neural::cpu`.
-const FUSED_LENGTH: u64 = 256;
 
 impl Estimate {
     /// For a model and settings.
@@ -184,17 +182,19 @@ fn block_token(config: &LlamaConfig, training: &Training) -> u64 {
     let queries = (config.num_attention_heads * config.head_dim) as u64;
     let keys = (config.num_key_value_heads * config.head_dim) as u64;
     let e = training.element;
-    let fused_attention = training.fused && training.length <= FUSED_LENGTH && e == 4;
-    let weights = config.num_attention_heads as u64 * training.length;
+    let fused = training.fused && e == 4;
+    let heads = config.num_attention_heads as u64;
+    let weights = heads * training.length;
     // inputs of both norms, their outputs, what the attention gives
     let mut bytes = e * (4 * hidden + queries);
-    bytes += if fused_attention {
-        e * (queries + 2 * keys) + 4 * weights
+    bytes += if fused {
+        // q, k, v; a row's maximum and norm
+        e * (queries + 2 * keys) + 8 * heads
     } else {
         // q and k before and after they are turned and scaled, v; softmax's exponentials, quotient and cast
         e * (2 * queries + 3 * keys) + 4 * 2 * weights + if e < 4 { e * weights } else { 0 }
     };
-    bytes += if training.fused && e == 4 {
+    bytes += if fused {
         e * 3 * inner
     } else {
         // the norms in f32; gate, sigmoid, silu, up and their product

@@ -31,7 +31,7 @@ mod setup;
 /// The kind `train`.
 pub struct Train;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The linear layers of a Llama block.
 const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -366,7 +366,7 @@ impl Settings {
         reason = "at least 0; too much saturates"
     )]
     fn memory_limit(&self) -> Option<u64> {
-        (self.memory_limit > 0.0).then(|| (self.memory_limit * 1e9) as u64)
+        (self.memory_limit > 0.0).then_some((self.memory_limit * 1e9) as u64)
     }
 
     /// The peak learning rate.
