@@ -39,7 +39,7 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
 }
 
 fn host(count: usize) -> Vec<f32> {
-    random([count]).into_data().to_vec().expect("f32 was asked for")
+    random([count]).into_data().try_to_vec().expect("f32 was asked for")
 }
 
 fn leaf(x: &Tensor<2>) -> Tensor<2> {
