@@ -2,7 +2,7 @@
 //! bound it: this machine's product of matrices (an item is a floating point operation) and its
 //! reading from memory. Shapes of the 24M model of `benches/peers`: 4 rows of 256 tokens.
 //!
-//! `cargo bench -p neural --bench hot_paths`
+//! `cargo bench --workspace --bench hot_paths`; with `-p neural` burn would be compiled again with other features.
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use divan::counter::{BytesCount, ItemsCount};
