@@ -17,11 +17,13 @@ arguments.add_argument("pipe")
 arguments.add_argument("--python")
 arguments.add_argument("--data", type=pathlib.Path)
 arguments.add_argument("--only", choices=["step", "generate", "tokenize", "quantize"], action="append")
+arguments.add_argument("--shape", choices=["24m", "134m"], action="append", help="of `step` and `generate`")
 arguments.add_argument("--pairs", type=int, default=5)
 arguments.add_argument("--layers", type=int, default=4, help="of the 7B shape that is quantized")
 arguments.add_argument("--dir", help="for work folders, on a real disk")
 a = arguments.parse_args()
 pipe = pathlib.Path(a.pipe).resolve()
+shapes = a.shape or ["24m", "134m"]
 scratch = pathlib.Path(tempfile.mkdtemp(dir=a.dir or "/var/tmp"))
 
 
@@ -32,7 +34,7 @@ def jiffies():
 def run(argv, **options):
     """Standard output, seconds, and the cores that other processes used."""
     busy, start, usage = jiffies(), time.perf_counter(), os.times()
-    env = dict(os.environ, MIMALLOC_PURGE_DELAY="1000")  # as `pipe` gives it to its stages
+    env = dict(os.environ, MIMALLOC_PURGE_DELAY="60000")  # as `pipe` gives it to its stages
     done = subprocess.run([str(part) for part in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **options)
     seconds, after = time.perf_counter() - start, os.times()
     if done.returncode != 0:
@@ -75,7 +77,8 @@ def pairs(what, unit, goal, ours, theirs, of):
 
 def step():
     speed = {}
-    for shape, steps in [("24m", 8), ("134m", 4)]:
+    for shape in shapes:
+        steps = {"24m": 8, "134m": 4}[shape]
         for method, goal in [("lora", "≥ 1.2"), ("dora", "≥ 1.4")]:
             speed[shape, method] = pairs(
                 f"{method} step, {shape}", "tokens/s", goal, lambda: bench("--shape", shape, "--method", method, "--steps", steps),
@@ -85,7 +88,7 @@ def step():
 
 
 def generate():
-    for shape in ["24m", "134m"]:
+    for shape in shapes:
         pairs(f"generation, {shape}, batch 1, 16 + 128 tokens", "tokens/s", "≥ 1.0", lambda: bench("--shape", shape, "--generate", 128, "--steps", 3),
               lambda: peer("transformers_generate.py", shape, 128, 3), lambda x: x["tokens_per_s"])
 

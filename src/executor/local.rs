@@ -140,8 +140,8 @@ fn spawn(launch: &Launch<'_>, log: &File) -> Result<(Child, std::io::PipeWriter)
     command.arg0("pipe").arg("exec-stage").arg(launch.job);
     command.env_clear().envs(std::env::vars().filter(|(name, _)| is_machine(name)));
     // A training step frees and takes the same large buffers over and over: pages that are given back
-    // after 10 ms, mimalloc's default, cost a tenth of its time.
-    command.env("MIMALLOC_PURGE_DELAY", "1000");
+    // before the next step takes them (mimalloc's default is 10 ms) cost a tenth of its time and more.
+    command.env("MIMALLOC_PURGE_DELAY", "60000");
     command.envs(launch.env.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::from(read)).stdout(Stdio::piped());
     command.stderr(Stdio::from(log.try_clone().map_err(fail)?));
