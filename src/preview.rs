@@ -3,38 +3,37 @@
 //! Inputs that are not in the store yet are stood in for by the few files that their makers foresee. It
 //! starts nothing, and an error of a stage is told, not raised: `plan` has many stages to speak of.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 
 use contract::{Artifact, Inputs};
 
 use crate::error::{Error, io_at};
-use crate::pipeline::{Instance, Pipeline, StageId};
+use crate::graph::Graph;
+use crate::pipeline::{Instance, Pipeline};
 use crate::plan::{Planned, Verdict};
 use crate::store::Store;
 
 /// A list of sentences for every instance of `pipeline`, in its order.
 ///
 /// # Errors
-/// If foreseen files cannot be written.
+/// If foreseen files cannot be written, or instances need each other in a circle.
 pub fn preview(pipeline: &Pipeline, store: &Store, planned: &[Planned]) -> Result<Vec<Vec<String>>, Error> {
     let scratch = tempfile::tempdir().map_err(|error| Error::io(&std::env::temp_dir(), &error))?;
-    let by_id: HashMap<&StageId, usize> =
-        pipeline.instances.iter().enumerate().map(|(index, instance)| (&instance.id, index)).collect();
+    let graph = Graph::new(pipeline)?;
     let mut known: Vec<Option<PathBuf>> = planned
         .iter()
         .map(|planned| planned.action.as_ref().map(|action| store.objects.files(&action.object)))
         .collect();
     let mut told = vec![Vec::new(); pipeline.instances.len()];
-    for &index in &order(pipeline, &by_id) {
+    for &index in graph.order() {
         let (instance, stage) = (&pipeline.instances[index], &planned[index]);
         if matches!(stage.verdict, Verdict::Cached | Verdict::Missing(_)) {
             continue;
         }
         // What is wrong with the parameters was said when the pipeline was read.
         let Ok(job) = instance.kind.plan(&instance.config) else { continue };
-        let inputs = inputs(instance, &by_id, &known);
+        let inputs = inputs(instance, &graph, &known);
         let files = job.foresee(&inputs);
         if !files.is_empty() {
             let folder = scratch.path().join(index.to_string());
@@ -60,36 +59,17 @@ pub fn preview(pipeline: &Pipeline, store: &Store, planned: &[Planned]) -> Resul
 }
 
 /// Those inputs of which anything is known.
-fn inputs(instance: &Instance, by_id: &HashMap<&StageId, usize>, known: &[Option<PathBuf>]) -> Inputs {
+fn inputs(instance: &Instance, graph: &Graph, known: &[Option<PathBuf>]) -> Inputs {
     let mut inputs = Inputs::default();
     for (name, producers) in &instance.inputs {
         let found: Option<Vec<Artifact>> = producers
             .iter()
             .map(|input| {
-                let path = by_id.get(&input.producer).and_then(|&index| known[index].clone())?;
+                let path = graph.find(&input.producer).and_then(|index| known[index].clone())?;
                 Some(Artifact { label: input.label.clone(), path })
             })
             .collect();
         inputs.0.extend(found.map(|found| (name.clone(), found)));
     }
     inputs
-}
-
-/// Producers before consumers.
-fn order(pipeline: &Pipeline, by_id: &HashMap<&StageId, usize>) -> Vec<usize> {
-    let mut order = Vec::new();
-    let mut seen = vec![false; pipeline.instances.len()];
-    let mut todo: Vec<(usize, bool)> = (0..seen.len()).rev().map(|index| (index, false)).collect();
-    while let Some((index, entered)) = todo.pop() {
-        if entered {
-            order.push(index);
-        } else if !std::mem::replace(&mut seen[index], true) {
-            todo.push((index, true));
-            let producers = pipeline.instances[index].inputs.values().flatten();
-            todo.extend(
-                producers.filter_map(|input| by_id.get(&input.producer)).map(|&index| (index, false)),
-            );
-        }
-    }
-    order
 }

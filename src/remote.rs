@@ -94,11 +94,11 @@ impl Line {
     }
 
     /// Notes how it went; says what to tell of a failure. `None`: enough was told.
-    fn note<T>(&self, outcome: Result<T, Fault>, url: &str) -> Result<Option<T>, Option<Trouble>> {
+    fn note<T>(&self, outcome: Result<T, Fault>, url: &str) -> Result<T, Option<Trouble>> {
         let (message, weight) = match outcome {
             Ok(value) => {
                 self.0.store(0, Ordering::Relaxed);
-                return Ok(Some(value));
+                return Ok(value);
             }
             Err(Fault::Damaged(message)) => {
                 return Err(Some(Trouble { text: format!("{url}: {message}"), damaged: true }));
@@ -144,14 +144,14 @@ impl Remote {
             return Ok(Fetched::Kept(slot, None));
         }
         match self.reads.note(self.download(&slot, explanation), self.url()) {
-            Ok(Some(Some(action))) => match slot.commit_as(action)? {
+            Ok(Some(action)) => match slot.commit_as(action)? {
                 Ok((action, rest)) => Ok(Fetched::Stored(Box::new(action), rest)),
                 Err(slot) => {
                     let text = format!("{}: an object's bytes are not those of its name", self.url());
                     Ok(Fetched::Kept(slot, Some(Trouble { text, damaged: true })))
                 }
             },
-            Ok(_) => Ok(Fetched::Kept(slot, None)),
+            Ok(None) => Ok(Fetched::Kept(slot, None)),
             Err(trouble) => {
                 slot.reset()?;
                 Ok(Fetched::Kept(slot, trouble))
@@ -204,8 +204,7 @@ impl Remote {
         if self.writes.is_down() {
             return Err(None);
         }
-        let sent = self.writes.note(self.upload(store, key, action, how), self.url())?;
-        Ok(sent.unwrap_or_default())
+        self.writes.note(self.upload(store, key, action, how), self.url())
     }
 
     fn upload(&self, store: &Store, key: &StageKey, action: &Action, how: Send) -> Result<u64, Fault> {

@@ -112,7 +112,7 @@ pub enum Command {
     /// Send stored results to a store that machines share
     Push(Push),
     /// Fetch what such a store has of a pipeline
-    Pull(Pull),
+    Pull(Shared),
     /// Say what the stages of a run measured
     Metrics(Metrics),
     /// Write a run as one HTML file, or as a trace
@@ -218,41 +218,32 @@ pub struct Run {
     pub json: bool,
 }
 
-/// `pipe push`
+/// A pipeline, and the store through which machines share its results: `pipe pull`
 #[derive(Args, Clone, Debug)]
-pub struct Push {
+pub struct Shared {
     /// The pipeline.
     #[command(flatten)]
     pub file: File,
     /// Which stages.
     #[command(flatten)]
     pub selection: Selection,
-    /// Where to: `s3://BUCKET/PREFIX` or `file:///FOLDER`
+    /// The shared store: `s3://BUCKET/PREFIX` or `file:///FOLDER`
     #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
     pub remote: String,
-    /// Send also what is there: it may be damaged
-    #[arg(short, long)]
-    pub force: bool,
     /// As one JSON document
     #[arg(long)]
     pub json: bool,
 }
 
-/// `pipe pull`
+/// `pipe push`
 #[derive(Args, Clone, Debug)]
-pub struct Pull {
-    /// The pipeline.
+pub struct Push {
+    /// What, and where to.
     #[command(flatten)]
-    pub file: File,
-    /// Which stages.
-    #[command(flatten)]
-    pub selection: Selection,
-    /// Where from: `s3://BUCKET/PREFIX` or `file:///FOLDER`
-    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
-    pub remote: String,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
+    pub shared: Shared,
+    /// Send also what is there: it may be damaged
+    #[arg(short, long)]
+    pub force: bool,
 }
 
 /// `pipe plan`

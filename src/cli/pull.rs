@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::args::{Check, Globals, Pull};
+use super::args::{Check, Globals, Shared};
 use super::print_json;
 use super::session::{Pinning, Session};
 use super::table::size;
@@ -15,28 +15,30 @@ use crate::remote::Remote;
 use crate::remote::sharing::{Moved, pull};
 
 /// Runs the command.
-pub fn run(args: &Pull, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
+pub fn run(args: &Shared, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
+    moving("fetched", args, globals, registry, |session, remote, stop| {
+        pull(&session.pipeline, &session.store, &[], remote, stop)
+    })
+}
+
+/// Opens what `push` and `pull` work on, has it moved, and tells of it: 1 where something went wrong.
+pub fn moving(
+    verb: &str,
+    args: &Shared,
+    globals: &Globals,
+    registry: &Registry,
+    work: impl FnOnce(&Session, &Remote, &Stop) -> Result<Moved, Error>,
+) -> Result<Exit, Error> {
     let started = jiff::Timestamp::now();
     let pinning = Pinning::AsItIs;
     let session = Session::open(&args.file, &args.selection, false, Check::Stat, pinning, globals, registry)?;
     let stop = Arc::new(Stop::default());
     let remote = Remote::open(&args.remote, &stop)?;
     let _in_use = session.store.hold()?;
-    let moved = pull(&session.pipeline, &session.store, &[], &remote, &stop)?;
-    ended("fetched", &moved, started, globals, args.json)
-}
-
-/// What `push` and `pull` end in: 1 where something went wrong.
-pub fn ended(
-    verb: &str,
-    moved: &Moved,
-    started: jiff::Timestamp,
-    globals: &Globals,
-    json: bool,
-) -> Result<Exit, Error> {
-    tell_moved(verb, moved, started, globals.quiet || json);
-    if json {
-        let Moved { present, moved: count, bytes, absent, .. } = moved;
+    let moved = work(&session, &remote, &stop)?;
+    tell_moved(verb, &moved, started, globals.quiet || args.json);
+    if args.json {
+        let Moved { present, moved: count, bytes, absent, .. } = &moved;
         print_json(
             &json!({ "version": 1, "present": present, "moved": count, "bytes": bytes, "absent": absent }),
         )?;

@@ -213,7 +213,7 @@ impl Remote {
     ) -> Result<Option<u64>, Option<Trouble>> {
         if how == Send::Missing
             && !self.writes.is_down()
-            && self.writes.note(self.has(key, action), self.url())? == Some(true)
+            && self.writes.note(self.has(key, action), self.url())?
         {
             return Ok(None);
         }

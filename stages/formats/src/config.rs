@@ -9,7 +9,7 @@
 
 mod parse;
 mod quantization;
-mod shapes;
+pub(crate) mod shapes;
 
 use std::path::Path;
 

@@ -239,15 +239,8 @@ fn logits(config: &LlamaConfig, training: &Training) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-
-    fn llama_2_7b() -> LlamaConfig {
-        let text = r#"{"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096,
-            "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}"#;
-        LlamaConfig::parse(text, Path::new("config.json")).unwrap()
-    }
+    use crate::config::shapes::tests::llama_2_7b;
 
     /// The recipe of `pipelines/alpaca_dora.toml` on one of its four devices.
     fn recipe() -> Training {

@@ -102,12 +102,12 @@ impl LlamaConfig {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::Path;
 
     use super::*;
 
-    fn llama_2_7b() -> LlamaConfig {
+    pub(crate) fn llama_2_7b() -> LlamaConfig {
         let text = r#"{"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096,
             "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}"#;
         LlamaConfig::parse(text, Path::new("config.json")).unwrap()
