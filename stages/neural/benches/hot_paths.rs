@@ -149,14 +149,22 @@ fn attention(bencher: Bencher, backward: bool) {
     );
     let config = LlamaConfig::parse(&text, std::path::Path::new("config.json")).expect("a Llama's config");
     let tables = Rope::new(&config).part(0, TIME, &Device::flex()).tables();
-    let heads = Heads { time: TIME, heads: HEADS, kv_heads: HEADS, dim: HIDDEN / HEADS, window: usize::MAX };
+    let heads = Heads {
+        time: TIME,
+        heads: HEADS,
+        kv_heads: HEADS,
+        dim: HIDDEN / HEADS,
+        window: usize::MAX,
+        starts: std::sync::Arc::default(),
+    };
     let [q, k, v, g] = [(); 4].map(|()| random([TOKENS, HIDDEN]));
     if backward {
         bencher.bench_local(|| {
-            back(cpu::attention(leaf(&q), [leaf(&k), leaf(&v)], tables.clone(), heads), &g);
+            back(cpu::attention(leaf(&q), [leaf(&k), leaf(&v)], tables.clone(), heads.clone()), &g);
         });
     } else {
-        bencher.bench_local(|| cpu::attention(q.clone(), [k.clone(), v.clone()], tables.clone(), heads));
+        bencher
+            .bench_local(|| cpu::attention(q.clone(), [k.clone(), v.clone()], tables.clone(), heads.clone()));
     }
 }
 

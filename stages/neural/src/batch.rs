@@ -34,8 +34,9 @@ impl SplitMix64 {
     }
 }
 
-/// One rectangle of token ids, rows padded at the end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One rectangle of token ids, rows padded at the end. A row holds one example, or several that do not
+/// see each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Rows.
     pub rows: usize,
@@ -49,50 +50,61 @@ pub struct Batch {
     pub positions: Vec<i32>,
     /// That next token, one for each of `positions`.
     pub targets: Vec<i32>,
+    /// Column at which the example of each position begins, `[rows, length]`, padding standing for
+    /// itself; empty where every row holds one example.
+    pub starts: Vec<u32>,
 }
 
 impl Batch {
-    /// Rows of any length, padded to the longest, rounded up to a multiple of `multiple`. A row's
-    /// `first_label` is the index of the first token that is a label.
+    /// Examples of any length, one a row, padded to the longest, rounded up to a multiple of
+    /// `multiple`. An example's `first_label` is the index of the first token that is a label.
     #[must_use]
+    pub fn ragged<'a>(examples: impl Iterator<Item = (&'a [u32], usize)>, multiple: usize) -> Self {
+        let (ids, labels): (Vec<_>, Vec<_>) = examples.unzip();
+        let rows: Vec<Vec<usize>> = (0..ids.len()).map(|example| vec![example]).collect();
+        Self::laid(&ids, &rows, multiple, |example, token| token >= labels[example])
+    }
+
+    /// Lays out examples by row: `rows` names them by index, and `counts` says whether an example's
+    /// token is a label.
     #[expect(
         clippy::cast_possible_wrap,
         clippy::cast_possible_truncation,
         reason = "ids and positions are far below 2^31"
     )]
-    pub fn ragged<'a>(rows: impl Iterator<Item = (&'a [u32], usize)> + Clone, multiple: usize) -> Self {
-        let longest = rows.clone().map(|(ids, _)| ids.len()).max().unwrap_or(0);
-        let length = longest.next_multiple_of(multiple.max(1));
-        let mut batch = Self {
-            rows: 0,
-            length,
-            ids: Vec::new(),
-            attention: Vec::new(),
-            positions: Vec::new(),
-            targets: Vec::new(),
-        };
-        for (ids, first_label) in rows {
-            let base = batch.rows * length;
-            batch.ids.extend(ids.iter().map(|&id| id as i32));
-            batch.attention.extend(std::iter::repeat_n(true, ids.len()));
-            batch.rows += 1;
-            batch.ids.resize(batch.rows * length, 0);
-            batch.attention.resize(batch.rows * length, false);
-            for (next, &id) in ids.iter().enumerate().skip(first_label.max(1)) {
-                batch.positions.push((base + next - 1) as i32);
-                batch.targets.push(id as i32);
+    fn laid(
+        examples: &[&[u32]],
+        rows: &[Vec<usize>],
+        multiple: usize,
+        counts: impl Fn(usize, usize) -> bool,
+    ) -> Self {
+        let fill = |row: &Vec<usize>| row.iter().map(|&example| examples[example].len()).sum::<usize>();
+        let length = rows.iter().map(fill).max().unwrap_or(0).next_multiple_of(multiple.max(1));
+        let packed = rows.iter().any(|row| row.len() > 1);
+        let mut batch = Self { rows: rows.len(), length, ..Self::default() };
+        for (number, row) in rows.iter().enumerate() {
+            for &example in row {
+                let (ids, base) = (examples[example], batch.ids.len());
+                batch.ids.extend(ids.iter().map(|&id| id as i32));
+                for (token, &id) in
+                    ids.iter().enumerate().skip(1).filter(|&(token, _)| counts(example, token))
+                {
+                    batch.positions.push((base + token - 1) as i32);
+                    batch.targets.push(id as i32);
+                }
+                if packed {
+                    batch.starts.resize(batch.ids.len(), (base - number * length) as u32);
+                }
+            }
+            let used = batch.ids.len() - number * length;
+            batch.attention.resize(batch.ids.len(), true);
+            batch.ids.resize((number + 1) * length, 0);
+            batch.attention.resize(batch.ids.len(), false);
+            if packed {
+                batch.starts.extend(used as u32..length as u32);
             }
         }
         batch
-    }
-
-    /// Leaves out the labels that `keep` does not take; it gets the row and the token's place in it.
-    #[expect(clippy::cast_sign_loss, reason = "positions are never negative")]
-    fn keep_labels(&mut self, keep: impl Fn(usize, usize) -> bool) {
-        let length = self.length.max(1);
-        let labels = self.positions.iter().copied().zip(self.targets.iter().copied());
-        let kept = labels.filter(|&(at, _)| keep(at as usize / length, at as usize % length + 1));
-        (self.positions, self.targets) = kept.unzip();
     }
 
     /// A rectangle as transformers takes it: `labels` as long as `ids`, negative where there is none.
@@ -113,6 +125,7 @@ impl Batch {
             attention: attention.iter().map(|&on| on != 0).collect(),
             positions,
             targets,
+            starts: Vec::new(),
         }
     }
 
@@ -129,18 +142,45 @@ impl Batch {
     }
 }
 
-/// The rows of a set as a batch.
+/// The rows of a set as a batch, one a row.
 #[must_use]
 pub fn of_rows(set: &TokenSet, rows: &[usize], multiple: usize) -> Batch {
-    let row = |&index: &usize| {
-        let row = &set.rows[index];
-        (row.ids.as_slice(), if set.mask_prompt { row.prompt_len } else { 0 })
-    };
-    let mut batch = Batch::ragged(rows.iter().map(row), multiple);
-    if set.mask_prompt && rows.iter().any(|&index| !set.rows[index].turns.is_empty()) {
-        batch.keep_labels(|row, token| set.rows[rows[row]].counts(token));
+    let alone: Vec<Vec<usize>> = (0..rows.len()).map(|example| vec![example]).collect();
+    laid(set, rows, &alone, multiple)
+}
+
+/// The rows of a set as a batch of few rows, none longer than the longest of those given (rounded up to
+/// `multiple`).
+#[must_use]
+pub fn packed(set: &TokenSet, rows: &[usize], multiple: usize) -> Batch {
+    let lengths: Vec<usize> = rows.iter().map(|&row| set.rows[row].ids.len()).collect();
+    laid(set, rows, &pack(&lengths, multiple), multiple)
+}
+
+fn laid(set: &TokenSet, rows: &[usize], laid: &[Vec<usize>], multiple: usize) -> Batch {
+    let examples: Vec<&[u32]> = rows.iter().map(|&row| set.rows[row].ids.as_slice()).collect();
+    Batch::laid(&examples, laid, multiple, |example, token| {
+        !set.mask_prompt || set.rows[rows[example]].counts(token)
+    })
+}
+
+/// Which examples share a row, by index: best fit decreasing, into rows as long as the longest.
+fn pack(lengths: &[usize], multiple: usize) -> Vec<Vec<usize>> {
+    let capacity = lengths.iter().max().map_or(0, |longest| longest.next_multiple_of(multiple.max(1)));
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&example| std::cmp::Reverse(lengths[example]));
+    let mut rows: Vec<(usize, Vec<usize>)> = Vec::new();
+    for example in order {
+        let fits = |(_, (left, _)): &(usize, &(usize, Vec<usize>))| *left >= lengths[example];
+        let best = rows.iter().enumerate().filter(fits).min_by_key(|(_, (left, _))| *left).map(|(at, _)| at);
+        let at = best.unwrap_or_else(|| {
+            rows.push((capacity, Vec::new()));
+            rows.len() - 1
+        });
+        rows[at].0 -= lengths[example];
+        rows[at].1.push(example);
     }
-    batch
+    rows.into_iter().map(|(_, examples)| examples).collect()
 }
 
 /// How rows are dealt out to steps, devices and micro-batches.
@@ -285,6 +325,20 @@ mod tests {
     }
 
     #[test]
+    fn examples_share_rows_no_longer_than_the_longest() {
+        let set = set(&[3, 6, 2, 4]);
+        let batch = packed(&set, &[0, 1, 2, 3], 1);
+        assert_eq!((batch.rows, batch.length), (3, 6));
+        // 6 | 4 and 2 | 3
+        assert_eq!(batch.ids, [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 0, 0]);
+        assert_eq!(batch.starts, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 0, 0, 0, 3, 4, 5]);
+        assert_eq!(batch.positions, [2, 3, 4, 7, 8, 10, 12, 13]);
+        assert_eq!(batch.targets, [3, 4, 5, 2, 3, 1, 1, 2]);
+        assert_eq!(batch.tokens(), 15);
+        assert_eq!(packed(&set, &[1], 1), of_rows(&set, &[1], 1), "nothing to pack");
+    }
+
+    #[test]
     fn epochs_and_seeds_have_orders_of_their_own() {
         let deal = Deal { rows: 50, batch: 4, accumulation: 1, devices: 1, seed: 1, by_length: false };
         let tokens = set(&[3; 50]);
@@ -294,7 +348,41 @@ mod tests {
         assert_eq!(deal.order(0, &tokens), deal.order(0, &tokens));
     }
 
+    /// What each example of a batch consists of: ids, and labels by their place in it.
+    fn examples(batch: &Batch) -> Vec<(Vec<i32>, Vec<(usize, i32)>)> {
+        let mut found = std::collections::BTreeMap::<usize, (Vec<i32>, Vec<(usize, i32)>)>::new();
+        let start = |at: usize| match batch.starts.get(at) {
+            Some(&start) => at / batch.length * batch.length + start as usize,
+            None => at / batch.length * batch.length,
+        };
+        for (at, &id) in batch.ids.iter().enumerate().filter(|&(at, _)| batch.attention[at]) {
+            found.entry(start(at)).or_default().0.push(id);
+        }
+        for (&at, &target) in batch.positions.iter().zip(&batch.targets) {
+            let at = at as usize;
+            found.get_mut(&start(at)).expect("a label of an example").1.push((at + 1 - start(at), target));
+        }
+        let mut all: Vec<_> = found.into_values().collect();
+        all.sort();
+        all
+    }
+
     proptest! {
+        #[test]
+        fn packing_changes_no_example_and_no_label(
+            lengths in prop::collection::vec(1usize..30, 1..20), multiple in 1usize..9, mask_prompt: bool,
+        ) {
+            let set = TokenSet { mask_prompt, ..set(&lengths) };
+            let rows: Vec<usize> = (0..lengths.len()).collect();
+            let (alone, packed) = (of_rows(&set, &rows, multiple), packed(&set, &rows, multiple));
+            prop_assert_eq!(examples(&alone), examples(&packed));
+            prop_assert_eq!(packed.length, alone.length);
+            prop_assert!(packed.rows <= alone.rows);
+            // of two rows that are both at most half full one is too many
+            let fill = |row: &[bool]| row.iter().filter(|&&on| on).count() * 2 <= packed.length;
+            prop_assert!(packed.attention.chunks(packed.length).filter(|row| fill(row)).count() <= 1);
+        }
+
         #[test]
         fn every_epoch_deals_every_row_exactly_once(
             rows in 1usize..120, batch in 1usize..5, accumulation in 1usize..4, devices in 1usize..4, by_length: bool, seed: u64, epoch in 0u64..3,

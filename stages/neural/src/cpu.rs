@@ -86,8 +86,8 @@ pub fn scale_columns(x: Tensor<2>, factor: Tensor<1>) -> Tensor<2> {
 /// Causal attention with rotary positions.
 ///
 /// # Shapes
-/// q `[batch·time, heads·dim]`, k and v `[batch·time, kv_heads·dim]`, cos and sin
-/// `[1, time, 1, dim]` → like q
+/// q `[batch·time, heads·dim]`, k and v `[batch·time, kv_heads·dim]`, cos and sin of the positions
+/// within an example `[1, time, 1, dim]` → like q
 #[must_use]
 pub fn attention(
     q: Tensor<2>,
@@ -182,7 +182,7 @@ impl CpuOps for Flex {
     ) -> Primitive {
         let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
         let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
-        like(attention::forward(floats(&q), floats(&k), floats(&v), turn, heads).y, &q)
+        like(attention::forward(floats(&q), floats(&k), floats(&v), turn, &heads).y, &q)
     }
 
     fn cpu_cross_entropy(logits: Primitive, targets: IntTensor<Self>, factor: f64) -> (Primitive, Primitive) {
@@ -252,7 +252,7 @@ impl Backward<Flex, 3> for AttentionBackward {
         let ([q, k, v, cos, sin], rows, heads) = ops.state;
         let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
         let seen = Seen { q: floats(&q), k: floats(&k), v: floats(&v), rows: &rows };
-        let [dq, dk, dv] = attention::backward(&seen, turn, heads, floats(&dy));
+        let [dq, dk, dv] = attention::backward(&seen, turn, &heads, floats(&dy));
         register(grads, ids, [(dq, &q), (dk, &k), (dv, &v)]);
     }
 }
@@ -313,7 +313,7 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
         let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
         let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
         let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
-        let Mixed { y, rows } = attention::forward(floats(&q), floats(&k), floats(&v), turn, heads);
+        let Mixed { y, rows } = attention::forward(floats(&q), floats(&k), floats(&v), turn, &heads);
         let y = like(y, &q);
         match AttentionBackward.prepare::<C>([q_node, k_node, v_node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(([q, k, v, cos, sin], rows, heads), y),

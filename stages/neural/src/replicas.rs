@@ -119,6 +119,7 @@ impl Replica {
 
     fn inputs(&mut self, batch: &Batch) -> Result<Inputs, StageError> {
         let mask = match self.masks.get(&batch.length) {
+            _ if !batch.starts.is_empty() => self.model.packed_mask(batch.length, &batch.starts)?,
             Some(mask) => mask.clone(),
             None => {
                 let mask = self.model.mask(batch.length)?;

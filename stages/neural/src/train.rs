@@ -13,9 +13,11 @@ use contract::{
 };
 use formats::adapter::AdapterConfig;
 use formats::run::Method;
+use formats::tokens::TokenSet;
 use formats::weights::Dtype;
 use serde::{Deserialize, Serialize};
 
+use crate::batch::{self, Batch};
 use crate::loss_scale::LossScale;
 use crate::optimizer::AdamW;
 use crate::schedule::{Schedule, Shape};
@@ -161,6 +163,12 @@ const PARAMS: &[Param] = &[
         Type::Bool,
         Default::Bool(false),
         "rows of like length share a step: less padding",
+    ),
+    Param::new(
+        "packing",
+        Type::Bool,
+        Default::Bool(false),
+        "rows of a micro-batch stand behind each other where they fit, unseen by each other: the same step with less padding",
     ),
     Param::new(
         "pad_to_multiple_of",
@@ -309,6 +317,7 @@ struct Settings {
     accumulation: usize,
     loss_normalisation: String,
     group_by_length: bool,
+    packing: bool,
     pad_to_multiple_of: usize,
     seed: u64,
     save_every: u64,
@@ -372,6 +381,12 @@ impl Settings {
     /// The peak learning rate.
     fn peak(&self) -> f64 {
         self.full_lr.filter(|_| self.method() == Method::Full).unwrap_or(self.lr)
+    }
+
+    /// Rows of a set as a micro-batch.
+    fn batch(&self, set: &TokenSet, rows: &[usize]) -> Batch {
+        let lay = if self.packing { batch::packed } else { batch::of_rows };
+        lay(set, rows, self.pad_to_multiple_of)
     }
 
     /// The adapter that the parameters describe.

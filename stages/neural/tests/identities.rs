@@ -8,9 +8,10 @@ use burn::tensor::{Device, Tensor, activation};
 use common::{Batch, Track, far, fixtures, read, relative, tensor};
 use formats::adapter::{Adapter as File, AdapterConfig};
 use formats::nf4::Nf4;
+use formats::tokens::{TokenRow, TokenSet};
 use formats::weights::{Weights, linear_f32};
 use neural::adapter::{Adapter, Terms, fuse, row_norms};
-use neural::batch::SplitMix64;
+use neural::batch::{self, SplitMix64};
 use neural::cpu::{self, attention::Heads};
 use neural::generate;
 use neural::model::attention::Mask;
@@ -19,6 +20,7 @@ use neural::model::norm::RmsNorm;
 use neural::model::rope::Rope;
 use neural::model::{Llama, Visitor};
 use neural::nf4_linear::Nf4Weight;
+use neural::replicas::{Replica, Share};
 use neural::sum::total;
 
 on_both! {
@@ -30,6 +32,7 @@ on_both! {
     dora_gradient => gradients_of_dora_equal_finite_differences_on_flex, gradients_of_dora_equal_finite_differences_on_wgpu;
     rope_is_the_formula => rope_equals_the_formula_at_any_position_on_flex, rope_equals_the_formula_at_any_position_on_wgpu;
     sums_keep_their_order => a_sum_is_right_and_the_same_every_time_on_flex, a_sum_is_right_and_the_same_every_time_on_wgpu;
+    packing_changes_nothing => examples_that_share_a_row_give_the_step_of_padded_ones_on_flex, examples_that_share_a_row_give_the_step_of_padded_ones_on_wgpu;
     dropout_is_keyed => dropout_follows_its_key_and_share_on_flex, dropout_follows_its_key_and_share_on_wgpu;
 }
 
@@ -137,6 +140,58 @@ fn factored_is_dense(device: &Device) {
         assert!((dm - dense_dm).abs() <= 1e-4 * dense_dm, "{module}: ΔM {dm} against {dense_dm}");
         assert!((dd - dense_dd).abs() <= 1e-4 * dense_dd, "{module}: ΔD {dd} against {dense_dd}");
     }
+}
+
+/// Whatever shares a row, losses and gradients are those of one example a row.
+fn packing_changes_nothing(device: &Device) {
+    let mut random = SplitMix64(3);
+    let lengths = [9usize, 30, 4, 17, 12, 2, 8];
+    let row = |length: &usize| {
+        let ids = (0..*length).map(|_| u32::try_from(random.below(100)).unwrap()).collect();
+        TokenRow { ids, prompt_len: length / 3, turns: Vec::new() }
+    };
+    let set = TokenSet { rows: lengths.iter().map(row).collect(), mask_prompt: true };
+    let rows: Vec<usize> = (0..lengths.len()).collect();
+    let [padded, packed] = [batch::of_rows(&set, &rows, 4), batch::packed(&set, &rows, 4)];
+    assert_eq!((padded.rows, packed.rows), (7, 3));
+    for checkpointing in [false, true] {
+        let step = |batch: &batch::Batch| {
+            let mut model = llama(device);
+            let file = moved(&model, true);
+            model.attach(&file).unwrap();
+            let mut replica = Replica::new(model, checkpointing);
+            let share = Share { batches: vec![batch.clone()], factors: vec![1.0], keys: vec![0] };
+            let outcome = replica.gradients(&share).unwrap();
+            let told = read(replica.losses(std::slice::from_ref(batch)).unwrap().remove(0));
+            let losses = outcome.losses.into_iter().map(read).collect::<Vec<_>>().concat();
+            (told, losses, outcome.grads.into_iter().map(read).collect::<Vec<_>>())
+        };
+        let (padded, packed) = (step(&padded), step(&packed));
+        assert!(relative(&padded.0, &packed.0) <= 1e-6, "{:?} and {:?}", padded.0, packed.0);
+        assert!(relative(&padded.1, &packed.1) <= 1e-6, "{:?} and {:?}", padded.1, packed.1);
+        for (group, (padded, packed)) in padded.2.iter().zip(&packed.2).enumerate() {
+            assert!(relative(packed, padded) <= 2e-5, "group {group}: {}", relative(packed, padded));
+        }
+    }
+}
+
+/// What stands beside an example in its row is not seen: not in the last bit of any score.
+#[test]
+fn examples_that_share_a_row_do_not_see_each_other() {
+    let model = llama(&Device::flex());
+    let (time, starts) = (12, [0u32, 0, 0, 0, 0, 5, 5, 5, 5, 5, 5, 5]);
+    let mask = model.packed_mask(time, &starts).unwrap();
+    let logits = |first: i64| {
+        let ids: Vec<i64> = (0..12).map(|at| if at < 5 { first + at } else { 40 + at }).collect();
+        read(model.forward(common::ids(&ids, [1, time], &Device::flex()), &mask))
+    };
+    let (a, b) = (logits(1), logits(20));
+    let (own, other) = (5 * model.config.vocab_size, 12 * model.config.vocab_size);
+    assert_ne!(a[..own], b[..own]);
+    assert_eq!(a[own..other], b[own..other]);
+    let alone: Vec<i64> = (5..12).map(|at| 40 + at).collect();
+    let alone = read(model.forward(common::ids(&alone, [1, 7], &Device::flex()), &model.mask(7).unwrap()));
+    assert!(far(&a[own..], &alone) <= 1e-5, "positions count from 0: {}", far(&a[own..], &alone));
 }
 
 fn cache_changes_nothing(device: &Device) {
@@ -446,9 +501,20 @@ fn the_fused_attention_equals_the_plain_one() {
     let attention = &model.blocks[0].attention;
     let (heads, kv_heads, dim) = (attention.heads, attention.kv_heads, attention.head_dim);
     let batch = 3;
-    // within one block of queries, and over several
-    for (time, window) in [(11, None), (11, Some(4)), (150, None), (150, Some(4)), (150, Some(100))] {
-        let mask = Mask::causal(&model.rope, time, window, &device);
+    // within one block of queries, and over several; rows of one example, and of several
+    let all = [(11, None), (11, Some(4)), (150, None), (150, Some(4)), (150, Some(100))];
+    for ((time, window), packed) in all.into_iter().flat_map(|each| [(each, false), (each, true)]) {
+        let ends = [[3u32, 4, 9], [11, 60, 70], [1, 5, 149]];
+        let start =
+            |row: &[u32; 3], token| row.iter().copied().filter(|&end| end <= token).max().unwrap_or(0);
+        let starts: Vec<u32> =
+            ends.iter().flat_map(|row| (0..time as u32).map(move |token| start(row, token))).collect();
+        let starts = if packed { starts } else { Vec::new() };
+        let mask = match packed {
+            true => Mask::packed(&model.rope, time, &starts, window, &device),
+            false => Mask::causal(&model.rope, time, window, &device),
+        };
+        let starts: std::sync::Arc<[u32]> = starts.into();
         let tables = model.rope.part(0, time, &device).tables();
         let width = [heads * dim, kv_heads * dim, kv_heads * dim];
         let g = random(9, batch * time * heads * dim, 1.0);
@@ -458,7 +524,8 @@ fn the_fused_attention_equals_the_plain_one() {
                 tensor(&values, [batch * time, width[which]], &device).autodiff().require_grad()
             });
             let y = if fused {
-                let heads = Heads { time, heads, kv_heads, dim, window: window.unwrap_or(usize::MAX) };
+                let window = window.unwrap_or(usize::MAX);
+                let heads = Heads { time, heads, kv_heads, dim, window, starts: starts.clone() };
                 cpu::attention(q.clone(), [k.clone(), v.clone()], tables.clone(), heads)
             } else {
                 attention.plain(q.clone(), [k.clone(), v.clone()], batch, &mask, None)
@@ -470,7 +537,7 @@ fn the_fused_attention_equals_the_plain_one() {
         for (fused, plain) in result(true).iter().zip(result(false)) {
             assert!(
                 relative(fused, &plain) <= 1e-5,
-                "{time}, window {window:?}: {}",
+                "{time}, window {window:?}, packed {packed}: {}",
                 relative(fused, &plain)
             );
         }

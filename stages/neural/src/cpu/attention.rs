@@ -5,6 +5,8 @@
 //!
 //! A task is one key-value head of one batch row with the query heads that share it.
 
+use std::sync::Arc;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -14,7 +16,7 @@ use super::rows::{exp, sum2};
 const BLOCK: usize = 64;
 
 /// The shape of an attention.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Heads {
     /// Tokens of a row.
     pub time: usize,
@@ -26,12 +28,33 @@ pub struct Heads {
     pub dim: usize,
     /// Tokens that a token sees at most, itself included.
     pub window: usize,
+    /// Where in its row the example of each token begins, `[batch, time]`, never falling within a row;
+    /// empty where every row is one example.
+    pub starts: Arc<[u32]>,
+}
+
+/// Where the examples of one row begin; empty where it is one.
+#[derive(Clone, Copy)]
+struct Starts<'a>(&'a [u32]);
+
+impl Starts<'_> {
+    fn of(self, token: usize) -> usize {
+        self.0.get(token).map_or(0, |&start| start as usize)
+    }
 }
 
 impl Heads {
-    /// The first key that the token at `position` sees.
-    fn first(&self, position: usize) -> usize {
-        (position + 1).saturating_sub(self.window)
+    /// The first key that a token of a row sees.
+    fn first(&self, starts: Starts<'_>, token: usize) -> usize {
+        (token + 1).saturating_sub(self.window).max(starts.of(token))
+    }
+
+    fn starts(&self, row: usize) -> Starts<'_> {
+        if self.starts.is_empty() {
+            Starts(&[])
+        } else {
+            Starts(&self.starts[row * self.time..][..self.time])
+        }
     }
 
     fn query_width(&self) -> usize {
@@ -55,11 +78,19 @@ pub struct Turn<'a> {
 
 /// One head of a batch row, positions applied, `[time, dim]` with `scale`.
 #[inline(always)]
-fn turned(from: &[f32], width: usize, at: usize, h: &Heads, turn: Turn<'_>, scale: f32, to: &mut [f32]) {
+fn turned(
+    from: &[f32],
+    (width, at): (usize, usize),
+    h: &Heads,
+    (turn, starts): (Turn<'_>, Starts<'_>),
+    scale: f32,
+    to: &mut [f32],
+) {
     let half = h.dim / 2;
     for t in 0..h.time {
         let x = &from[t * width + at..][..h.dim];
-        let (cos, sin) = (&turn.cos[t * h.dim..][..half], &turn.sin[t * h.dim + half..][..half]);
+        let angle = (t - starts.of(t)) * h.dim;
+        let (cos, sin) = (&turn.cos[angle..][..half], &turn.sin[angle + half..][..half]);
         let (low, high) = to[t * h.dim..][..h.dim].split_at_mut(half);
         for k in 0..half {
             low[k] = scale * (x[k] * cos[k] - x[k + half] * sin[k]);
@@ -70,11 +101,19 @@ fn turned(from: &[f32], width: usize, at: usize, h: &Heads, turn: Turn<'_>, scal
 
 /// The transpose of [`turned`]: a gradient `[time, dim]` back into its place.
 #[inline(always)]
-fn turned_back(from: &[f32], width: usize, at: usize, h: &Heads, turn: Turn<'_>, scale: f32, to: &mut [f32]) {
+fn turned_back(
+    from: &[f32],
+    (width, at): (usize, usize),
+    h: &Heads,
+    (turn, starts): (Turn<'_>, Starts<'_>),
+    scale: f32,
+    to: &mut [f32],
+) {
     let half = h.dim / 2;
     for t in 0..h.time {
         let x = &from[t * h.dim..][..h.dim];
-        let (cos, sin) = (&turn.cos[t * h.dim..][..half], &turn.sin[t * h.dim + half..][..half]);
+        let angle = (t - starts.of(t)) * h.dim;
+        let (cos, sin) = (&turn.cos[angle..][..half], &turn.sin[angle + half..][..half]);
         let (low, high) = to[t * width + at..][..h.dim].split_at_mut(half);
         for k in 0..half {
             low[k] = scale * (x[k] * cos[k] + x[k + half] * sin[k]);
@@ -154,7 +193,7 @@ pub struct Mixed {
 
 /// # Shapes
 /// q `[batch·time, heads·dim]`, k and v `[batch·time, kv_heads·dim]`
-pub fn forward(q: &[f32], k: &[f32], v: &[f32], turn: Turn<'_>, h: Heads) -> Mixed {
+pub fn forward(q: &[f32], k: &[f32], v: &[f32], turn: Turn<'_>, h: &Heads) -> Mixed {
     let (qw, kw) = (h.query_width(), h.key_width());
     let batch = q.len() / (h.time * qw);
     let heads: Vec<(Vec<f32>, Vec<Row>)> = (0..batch * h.kv_heads)
@@ -163,10 +202,10 @@ pub fn forward(q: &[f32], k: &[f32], v: &[f32], turn: Turn<'_>, h: Heads) -> Mix
             let (row, kv) = (task / h.kv_heads, task % h.kv_heads);
             let [q, k, v] =
                 [(q, qw), (k, kw), (v, kw)].map(|(x, width)| &x[row * h.time * width..][..h.time * width]);
-            forward_heads(q, k, v, kv, turn, &h)
+            forward_heads([q, k, v], kv, (turn, h.starts(row)), h)
         })
         .collect();
-    let y = together(&heads, batch, h.kv_heads, &h, |head| &head.0);
+    let y = together(&heads, batch, h.kv_heads, h, |head| &head.0);
     Mixed { y, rows: heads.into_iter().flat_map(|(_, rows)| rows).collect() }
 }
 
@@ -194,24 +233,23 @@ fn together<T: Sync>(
 
 /// The query heads of one key-value head: `[group, time, dim]` and their rows.
 fn forward_heads(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    [q, k, v]: [&[f32]; 3],
     kv: usize,
-    turn: Turn<'_>,
+    turn: (Turn<'_>, Starts<'_>),
     h: &Heads,
 ) -> (Vec<f32>, Vec<Row>) {
+    let starts = turn.1;
     let (qw, kw, time, dim) = (h.query_width(), h.key_width(), h.time, h.dim);
     let group = h.heads / h.kv_heads;
     let size = time * dim;
     let (mut y, mut rows) = (vec![0.0f32; group * size], Vec::with_capacity(group * time));
     let (mut qh, mut kh, mut scores) =
         (vec![0.0f32; size], vec![0.0f32; size], vec![0.0f32; BLOCK.min(time) * time]);
-    turned(k, kw, kv * dim, h, turn, 1.0, &mut kh);
+    turned(k, (kw, kv * dim), h, turn, 1.0, &mut kh);
     for (index, y) in y.chunks_exact_mut(size).enumerate() {
-        turned(q, qw, (kv * group + index) * dim, h, turn, (dim as f32).sqrt().recip(), &mut qh);
+        turned(q, (qw, (kv * group + index) * dim), h, turn, (dim as f32).sqrt().recip(), &mut qh);
         for block in (0..time).step_by(BLOCK) {
-            let (from, to) = (h.first(block), time.min(block + BLOCK));
+            let (from, to) = (h.first(starts, block), time.min(block + BLOCK));
             let (n, keys) = (to - block, to - from);
             let scores = &mut scores[..n * keys];
             let queries = Part::rows(&qh[block * dim..], dim);
@@ -226,7 +264,7 @@ fn forward_heads(
             for (t, row) in (block..to).zip(scores.chunks_exact_mut(keys)) {
                 rows.push([0.0, 0.0]);
                 let kept = rows.last_mut().expect("just pushed");
-                softmax(row, h.first(t) - from, t + 1 - from, kept);
+                softmax(row, h.first(starts, t) - from, t + 1 - from, kept);
             }
             let values = Part::rows(&v[from * kw + kv * dim..], kw);
             product(&mut y[block * dim..], dim, false, [n, keys, dim], Part::rows(scores, keys), values);
@@ -272,7 +310,7 @@ pub struct Seen<'a> {
 }
 
 /// Gradients of q, k and v, shaped like them.
-pub fn backward(seen: &Seen<'_>, turn: Turn<'_>, h: Heads, dy: &[f32]) -> [Vec<f32>; 3] {
+pub fn backward(seen: &Seen<'_>, turn: Turn<'_>, h: &Heads, dy: &[f32]) -> [Vec<f32>; 3] {
     let (qw, kw, time) = (h.query_width(), h.key_width(), h.time);
     let batch = seen.q.len() / (time * qw);
     let heads: Vec<[Vec<f32>; 3]> = (0..batch * h.kv_heads)
@@ -282,14 +320,21 @@ pub fn backward(seen: &Seen<'_>, turn: Turn<'_>, h: Heads, dy: &[f32]) -> [Vec<f
             let [q, k, v, dy] = [(seen.q, qw), (seen.k, kw), (seen.v, kw), (dy, qw)]
                 .map(|(x, width)| &x[row * time * width..][..time * width]);
             let rows = &seen.rows[row * h.heads * time..][..h.heads * time];
-            backward_heads(&Seen { q, k, v, rows }, kv, turn, &h, dy)
+            backward_heads(&Seen { q, k, v, rows }, kv, (turn, h.starts(row)), h, dy)
         })
         .collect();
-    [0, 1, 2].map(|which| together(&heads, batch, h.kv_heads, &h, |head| &head[which]))
+    [0, 1, 2].map(|which| together(&heads, batch, h.kv_heads, h, |head| &head[which]))
 }
 
 /// Gradients of one key-value head and its query heads: `[group, time, dim]` and twice `[time, dim]`.
-fn backward_heads(seen: &Seen<'_>, kv: usize, turn: Turn<'_>, h: &Heads, dy: &[f32]) -> [Vec<f32>; 3] {
+fn backward_heads(
+    seen: &Seen<'_>,
+    kv: usize,
+    turn: (Turn<'_>, Starts<'_>),
+    h: &Heads,
+    dy: &[f32],
+) -> [Vec<f32>; 3] {
+    let starts = turn.1;
     let (qw, kw, time, dim) = (h.query_width(), h.key_width(), h.time, h.dim);
     let group = h.heads / h.kv_heads;
     let (size, scale) = (time * dim, (dim as f32).sqrt().recip());
@@ -297,12 +342,12 @@ fn backward_heads(seen: &Seen<'_>, kv: usize, turn: Turn<'_>, h: &Heads, dy: &[f
     let (mut qh, mut kh, mut dqh, mut dkh) = (zeros(size), zeros(size), zeros(size), zeros(size));
     let (mut weights, mut ds) = (zeros(BLOCK.min(time) * time), zeros(BLOCK.min(time) * time));
     let (mut dq, mut dk, mut dv) = (zeros(group * size), zeros(size), zeros(size));
-    turned(seen.k, kw, kv * dim, h, turn, 1.0, &mut kh);
+    turned(seen.k, (kw, kv * dim), h, turn, 1.0, &mut kh);
     for (index, dq) in dq.chunks_exact_mut(size).enumerate() {
         let head = kv * group + index;
-        turned(seen.q, qw, head * dim, h, turn, scale, &mut qh);
+        turned(seen.q, (qw, head * dim), h, turn, scale, &mut qh);
         for block in (0..time).step_by(BLOCK) {
-            let (from, to) = (h.first(block), time.min(block + BLOCK));
+            let (from, to) = (h.first(starts, block), time.min(block + BLOCK));
             let (n, keys) = (to - block, to - from);
             let (weights, ds) = (&mut weights[..n * keys], &mut ds[..n * keys]);
             let (queries, key) = (Part::rows(&qh[block * dim..], dim), Part::rows(&kh[from * dim..], dim));
@@ -312,16 +357,22 @@ fn backward_heads(seen: &Seen<'_>, kv: usize, turn: Turn<'_>, h: &Heads, dy: &[f
             product(ds, keys, false, [n, dim, keys], dy, values.transposed());
             let rows = weights.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
             for (t, (weights, ds)) in (block..to).zip(rows) {
-                softmax_backward(weights, ds, h.first(t) - from, t + 1 - from, seen.rows[head * time + t]);
+                softmax_backward(
+                    weights,
+                    ds,
+                    h.first(starts, t) - from,
+                    t + 1 - from,
+                    seen.rows[head * time + t],
+                );
             }
             let (weights, ds) = (Part::rows(weights, keys), Part::rows(ds, keys));
             product(&mut dv[from * dim..], dim, true, [keys, n, dim], weights.transposed(), dy);
             product(&mut dqh[block * dim..], dim, false, [n, keys, dim], ds, key);
             product(&mut dkh[from * dim..], dim, true, [keys, n, dim], ds.transposed(), queries);
         }
-        turned_back(&dqh, dim, 0, h, turn, scale, dq);
+        turned_back(&dqh, (dim, 0), h, turn, scale, dq);
     }
-    turned_back(&dkh, dim, 0, h, turn, 1.0, &mut dk);
+    turned_back(&dkh, (dim, 0), h, turn, 1.0, &mut dk);
     [dq, dk, dv]
 }
 

@@ -3,7 +3,10 @@
 //! Query heads that share a key-value head are stacked along time, so that keys and values are
 //! never repeated: scores are `[batch, kv_heads, group·time, keys]`.
 
-use burn::tensor::{DType, Device, Tensor, TensorData, activation};
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation};
 
 use super::Linear;
 use super::rope::{Rope, RopePart};
@@ -16,11 +19,28 @@ const MASKED: f32 = -1e9;
 /// Which keys a token sees, and where it stands: the same for every block.
 #[derive(Clone, Debug)]
 pub struct Mask {
-    /// Added to the scores, `[batch or 1, 1, time, keys]`
-    bias: Tensor<4>,
+    bias: Bias,
+    /// `[batch or 1, time, 1, head_dim]`
     rope: RopePart,
-    /// The window, where nothing but causality and it hides keys and all keys are at hand.
-    plain_window: Option<usize>,
+    /// Where all keys are at hand and no row is padded on the left: as the CPU backend's own attention
+    /// takes it.
+    fused: Option<Fused>,
+}
+
+/// What is added to the scores, `[batch or 1, 1, time, keys]`.
+#[derive(Clone, Debug)]
+enum Bias {
+    Known(Tensor<4>),
+    /// From the first key that each token sees, `[batch, time]`; made when it is asked for.
+    Packed(Tensor<2, Int>, OnceCell<Tensor<4>>),
+}
+
+#[derive(Clone, Debug)]
+struct Fused {
+    /// Of positions within an example.
+    rope: RopePart,
+    window: usize,
+    starts: Arc<[u32]>,
 }
 
 impl Mask {
@@ -51,13 +71,54 @@ impl Mask {
             }
         }
         let bias = Tensor::from_data(TensorData::new(bias, [first.len(), 1, time, keys]), device);
-        let plain = start == 0 && first.iter().all(|&first| first == 0);
+        let rope = rope.part(start, time, device);
+        let fused = (start == 0 && first.iter().all(|&first| first == 0)).then(|| Fused {
+            rope: rope.clone(),
+            window: window.unwrap_or(usize::MAX),
+            starts: Arc::default(),
+        });
+        Self { bias: Bias::Known(bias), rope, fused }
+    }
+
+    /// Rows of `time` tokens that hold several examples, each of which sees itself alone and counts its
+    /// positions from 0; `starts` says where in its row the example of each token begins, `[batch, time]`.
+    #[must_use]
+    #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "positions of a row")]
+    pub fn packed(rope: &Rope, time: usize, starts: &[u32], window: Option<usize>, device: &Device) -> Self {
+        let window = window.unwrap_or(usize::MAX);
+        let ints = |of: &dyn Fn(usize, usize) -> usize| {
+            let values = starts.iter().enumerate().map(|(at, &start)| of(at % time, start as usize) as i32);
+            Tensor::<1, Int>::from_data(TensorData::new(values.collect(), [starts.len()]), device)
+        };
+        let first = ints(&|token, start| start.max((token + 1).saturating_sub(window)));
+        let rows = starts.len() / time;
+        let part = rope.part(0, time, device);
         Self {
-            bias,
-            rope: rope.part(start, time, device),
-            plain_window: plain.then(|| window.unwrap_or(usize::MAX)),
+            bias: Bias::Packed(first.reshape([rows, time]), OnceCell::new()),
+            rope: part.at(ints(&|token, start| token - start), rows),
+            fused: Some(Fused { rope: part, window, starts: starts.into() }),
         }
     }
+
+    fn bias(&self) -> Tensor<4> {
+        match &self.bias {
+            Bias::Known(bias) => bias.clone(),
+            Bias::Packed(first, made) => made.get_or_init(|| hidden(first)).clone(),
+        }
+    }
+}
+
+/// What hides every key but those from `first` to the token itself: `[batch, time]` →
+/// `[batch, 1, time, time]`.
+fn hidden(first: &Tensor<2, Int>) -> Tensor<4> {
+    let ([rows, time], device) = (first.dims(), first.device());
+    let positions = Tensor::<1, Int>::arange(0..i64::try_from(time).unwrap_or(i64::MAX), &device);
+    let across = |x: Tensor<4, Int>| x.expand([rows, 1, time, time]);
+    let keys = across(positions.clone().reshape([1, 1, 1, time]));
+    let tokens = across(positions.reshape([1, 1, time, 1]));
+    let first = across(first.clone().reshape([rows, 1, time, 1]));
+    let hidden = keys.clone().lower(first).bool_or(keys.greater(tokens));
+    Tensor::zeros([rows, 1, time, time], &device).mask_fill(hidden, MASKED)
 }
 
 /// Keys and values of the tokens so far, each `[batch, kv_heads, keys, head_dim]`.
@@ -101,11 +162,17 @@ impl Attention {
     pub fn forward(&self, x: Tensor<2>, batch: usize, mask: &Mask, cache: Option<&mut Cache>) -> Tensor<2> {
         let time = x.dims()[0] / batch;
         let (q, k, v) = (self.q.forward(x.clone()), self.k.forward(x.clone()), self.v.forward(x));
-        let mixed = match mask.plain_window {
-            Some(window) if cache.is_none() && cpu::serves(&q) => {
-                let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
-                let heads = cpu::attention::Heads { time, heads, kv_heads, dim, window };
-                cpu::attention(q, [k, v], mask.rope.tables(), heads)
+        let mixed = match &mask.fused {
+            Some(fused) if cache.is_none() && cpu::serves(&q) => {
+                let heads = cpu::attention::Heads {
+                    time,
+                    heads: self.heads,
+                    kv_heads: self.kv_heads,
+                    dim: self.head_dim,
+                    window: fused.window,
+                    starts: fused.starts.clone(),
+                };
+                cpu::attention(q, [k, v], fused.rope.tables(), heads)
             }
             _ => self.plain(q, [k, v], batch, mask, cache),
         };
@@ -141,7 +208,7 @@ impl Attention {
         let scores = (q * (dim as f64).powf(-0.5)).matmul(k.swap_dims(2, 3));
         let scores = scores.reshape([batch, self.heads, time, keys]);
         let dtype = scores.dtype();
-        let weights = activation::softmax(scores.cast(DType::F32) + mask.bias.clone(), 3).cast(dtype);
+        let weights = activation::softmax(scores.cast(DType::F32) + mask.bias(), 3).cast(dtype);
         let mixed = weights.reshape([batch, self.kv_heads, group * time, keys]).matmul(v);
         let mixed = mixed.reshape([batch, self.heads, time, dim]).swap_dims(1, 2);
         mixed.reshape([batch * time, self.heads * dim])

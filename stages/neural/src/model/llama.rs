@@ -137,6 +137,16 @@ impl Llama {
         Ok(Mask::causal(&self.rope, time, self.config.sliding_window, &self.device))
     }
 
+    /// The mask of rows of `time` tokens that hold several examples, which begin at `starts`,
+    /// `[rows, time]`.
+    ///
+    /// # Errors
+    /// If the model was not made for so many positions.
+    pub fn packed_mask(&self, time: usize, starts: &[u32]) -> Result<Mask, StageError> {
+        self.check_length(time)?;
+        Ok(Mask::packed(&self.rope, time, starts, self.config.sliding_window, &self.device))
+    }
+
     /// # Errors
     /// If the model was not made for so many positions.
     pub fn check_length(&self, time: usize) -> Result<(), StageError> {

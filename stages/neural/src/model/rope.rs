@@ -4,7 +4,7 @@
 //! Scaling of the frequencies is a property of the tables alone: `linear` (Chen et al., arXiv
 //! 2306.15595) and `llama3` (transformers `modeling_rope_utils.py`, `_compute_llama3_parameters`).
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use formats::config::{LlamaConfig, RopeScaling};
 
 /// The frequencies of a model's channels.
@@ -39,7 +39,7 @@ impl Rope {
     }
 }
 
-/// The tables of the positions at hand, `[1, time, 1, head_dim]`.
+/// The tables of the positions at hand, `[batch or 1, time, 1, head_dim]`.
 #[derive(Clone, Debug)]
 pub struct RopePart {
     /// Both halves alike.
@@ -49,7 +49,20 @@ pub struct RopePart {
 }
 
 impl RopePart {
-    /// Cosine and sine, `[1, time, 1, head_dim]`.
+    /// The tables of other positions, each below the number of those at hand: `[rows·time]` →
+    /// `[rows, time, 1, head_dim]`.
+    #[must_use]
+    pub fn at(&self, positions: Tensor<1, Int>, rows: usize) -> Self {
+        let time = positions.dims()[0] / rows.max(1);
+        let pick = |table: &Tensor<4>| {
+            let [_, length, _, dim] = table.dims();
+            let table = table.clone().reshape([length, dim]).select(0, positions.clone());
+            table.reshape([rows, time, 1, dim])
+        };
+        Self { cos: pick(&self.cos), sin: pick(&self.sin) }
+    }
+
+    /// Cosine and sine, `[batch or 1, time, 1, head_dim]`.
     #[must_use]
     pub fn tables(&self) -> [Tensor<4>; 2] {
         [self.cos.clone(), self.sin.clone()]

@@ -15,7 +15,7 @@ use formats::run::{Method, RunInfo, step_dir};
 use super::export;
 use super::setup::Setup;
 use super::{Settings, VERSION};
-use crate::batch::{self, Batch};
+use crate::batch::Batch;
 use crate::metrics::{Lines, Record};
 use crate::state::{Last, Manifest, State};
 use crate::tensorboard;
@@ -86,10 +86,8 @@ impl<'a> Session<'a> {
         let samples = setup.prompts.as_ref().map(|_| Lines::resume(ctx.work(), Lines::SAMPLES, sampled));
         let samples = samples.transpose()?;
         let heldout = (0..setup.heldout.rows.len()).collect::<Vec<_>>();
-        let heldout = heldout
-            .chunks(settings.batch_size)
-            .map(|rows| batch::of_rows(&setup.heldout, rows, settings.pad_to_multiple_of))
-            .collect();
+        let heldout =
+            heldout.chunks(settings.batch_size).map(|rows| settings.batch(&setup.heldout, rows)).collect();
         Ok(Self {
             settings,
             setup,
@@ -146,7 +144,7 @@ impl<'a> Session<'a> {
             self.order = (epoch, deal.order(epoch, set));
         }
         let shares = deal.shares(step, &self.order.1);
-        let batch = |rows: Vec<usize>| batch::of_rows(set, &rows, self.settings.pad_to_multiple_of);
+        let batch = |rows: Vec<usize>| self.settings.batch(set, &rows);
         shares.into_iter().map(|micro| micro.into_iter().map(batch).collect()).collect()
     }
 
