@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 use contract::StageError;
 use formats::adapter::AdapterConfig;
-use formats::config::LlamaConfig;
+use formats::config::{Format, LlamaConfig};
 use formats::estimate::{Estimate, Training};
 use formats::nf4::Nf4;
+use formats::packed::Packed;
 use formats::run;
 use formats::weights::{self, Tensor, Weights};
 use neural::batch::{Batch, SplitMix64};
@@ -20,8 +21,8 @@ use neural::device::{self, Opened};
 use neural::loss_scale::LossScale;
 use neural::model::Llama;
 use neural::model::linear::Base;
-use neural::nf4_linear::Nf4Weight;
 use neural::optimizer::{self, AdamW, Slab};
+use neural::packed_linear::PackedWeight;
 use neural::replicas::{Replica, Share, Team};
 use neural::schedule::{Schedule, Shape};
 use neural::trainer::{Normalisation, Options, Trainer};
@@ -246,7 +247,7 @@ fn replica(dir: &Path, arguments: &Arguments, opened: &Opened) -> Result<Replica
         for linear in llama.linears_mut() {
             let packed = Nf4::quantize(&weights.f32(&format!("{}.weight", linear.path))?, linear.shape, true);
             linear.base_norm = neural::adapter::row_norms(&packed.dequantize(), linear.shape[1]);
-            linear.base = Base::Nf4(Nf4Weight::new(&packed, &opened.device));
+            linear.base = Base::Packed(PackedWeight::new(&Packed::Nf4(packed), &opened.device));
         }
     }
     if arguments.method != Method::Full {
@@ -276,7 +277,7 @@ fn estimate(dir: &Path, arguments: &Arguments) -> Result<Estimate, StageError> {
         },
         rank: arguments.rank,
         targets: TARGETS.map(str::to_owned).into(),
-        nf4: arguments.nf4,
+        packed: arguments.nf4.then_some(Format::Nf4 { double: true }),
         element: 4,
         rows: arguments.batch.unwrap_or(arguments.shape.numbers().1) as u64,
         length: arguments.seq as u64,

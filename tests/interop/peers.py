@@ -1,7 +1,7 @@
 """Loads what `pipe` wrote with transformers, PEFT and bitsandbytes, and lets them write what `pipe` must read.
 
 Usage: peers.py EXPORTS CASES
-EXPORTS holds folders as `pipe export` made them: base, base4-*, checkpoints-*, merged-*.
+EXPORTS holds folders as `pipe export` made them: base, base8, base4-*, checkpoints-*, merged-*.
 Each case written to CASES is `NAME/model`, perhaps `NAME/adapter`, and `NAME/logits.safetensors` with
 `input_ids` [2,17] and `logits` [2,17,vocab] as the peer computes them in float32 on the CPU. The Rust test
 `interop` (stages/neural/tests/interop.rs) computes the same logits and compares.
@@ -9,7 +9,8 @@ Each case written to CASES is `NAME/model`, perhaps `NAME/adapter`, and `NAME/lo
 import pathlib, shutil, sys
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.functional import int8_vectorwise_dequant
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -57,6 +58,21 @@ for checkpoints in sorted(exports.glob("checkpoints-*")):
     case(f"adapter-{double}-{method}", PeftModel.from_pretrained(load(quantized), step).eval(), quantized, step)
 for merged in sorted(exports.glob("merged-*")):
     case(merged.name.replace(",", "-"), load(merged), merged)
+
+# 8 bit: the codes are the same on both sides. Logits are those of the weights that the codes stand for:
+# bitsandbytes rounds the activations as well.
+ours, theirs = load(exports / "base8"), load(exports / "base", quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+stands_for = load(exports / "base")
+eights = [name for name, module in theirs.named_modules() if isinstance(module, Linear8bitLt)]
+assert len(eights) == 7 * theirs.config.num_hidden_layers, eights
+for name in eights:
+    state, own = ours.get_submodule(name).state_dict(), theirs.get_submodule(name).state_dict()
+    assert state["weight"].dtype == torch.int8 and torch.equal(state["weight"], own["weight"]), name
+    assert torch.equal(state["SCB"], own["SCB"]), name
+    stands_for.get_submodule(name).weight.data = int8_vectorwise_dequant(own["weight"], own["SCB"])
+case("int8", stands_for, exports / "base8")
+theirs.save_pretrained(cases.parent / "theirs-int8")
+case("theirs-int8", stands_for, cases.parent / "theirs-int8")
 
 # The other way round: theirs, read here.
 for double in (False, True):

@@ -1,10 +1,11 @@
-//! `quantize`: the linear weights of a model folder in NF4, as bitsandbytes stores them.
+//! `quantize`: the linear weights of a model folder in 4 or 8 bits, as bitsandbytes stores them.
 //!
-//! QLoRA (arXiv 2305.14314), section 3: blocks of 64 values, each scaled by its largest magnitude
+//! NF4 (QLoRA, arXiv 2305.14314, section 3): blocks of 64 values, each scaled by its largest magnitude
 //! and rounded to the 16 values of a normal distribution's quantiles; with `double` the scales are
-//! 8-bit themselves. Embeddings, norms and the output layer stay as they are. Encoding happens on
+//! 8-bit themselves. 8-bit (LLM.int8(), arXiv 2208.07339): rows scaled by their largest magnitude and
+//! rounded to whole numbers up to ±127. Embeddings, norms and the output layer stay as they are. Encoding happens on
 //! the host, on all cores and tensor by tensor, so the bytes are the same on every machine and the
-//! model never is in memory as a whole. transformers loads the result as a 4-bit model.
+//! model never is in memory as a whole. transformers loads the result as a quantized model.
 //!
 //! Version log: 1 first.
 
@@ -17,8 +18,10 @@ use contract::{
     Config, ConfigError, Context, Default, Input, Inputs, Job, Param, Pool, Ports, Stage, StageError, Table,
     Type, at,
 };
-use formats::config::{self, LlamaConfig, QuantizationConfig};
+use formats::config::{self, Format, LlamaConfig, QuantizationConfig};
+use formats::int8::{self, Int8};
 use formats::nf4::{BLOCK, Nf4};
+use formats::packed::Packed;
 use formats::weights::{Tensor, Weights, linear_f32};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -31,18 +34,27 @@ pub struct Quantize;
 
 const INPUTS: &[Input] = &[Input::one("model", "model folder with float weights")];
 
-const PARAMS: &[Param] = &[Param::new(
-    "double",
-    Type::Bool,
-    Default::Bool(false),
-    "whether the scales are quantized as well: 4.13 instead of 4.5 bits a weight (QLoRA, section 3)",
-)];
+const PARAMS: &[Param] = &[
+    Param::new(
+        "format",
+        Type::Choice(&["nf4", "int8"]),
+        Default::Text("nf4"),
+        "4 bits a weight (QLoRA, arXiv 2305.14314) or 8 (the weights of LLM.int8(), arXiv 2208.07339)",
+    ),
+    Param::new(
+        "double",
+        Type::Bool,
+        Default::Bool(false),
+        "whether NF4's scales are quantized as well: 4.13 instead of 4.5 bits a weight (QLoRA, section 3)",
+    ),
+];
 
 /// Memory for one file of the result; smaller than what transformers writes (5 GB).
 const SHARD_BYTES: usize = 1 << 30;
 
 #[derive(Deserialize)]
 struct Settings {
+    format: String,
     double: bool,
 }
 
@@ -67,7 +79,7 @@ impl Stage for Quantize {
     }
 
     fn doc(&self) -> &'static str {
-        "puts the linear weights of a model into NF4 (4 bit), in bitsandbytes' layout"
+        "puts the linear weights of a model into 4 bit (NF4) or 8, in bitsandbytes' layout"
     }
 
     fn pool(&self) -> Pool {
@@ -83,7 +95,12 @@ impl Stage for Quantize {
     }
 
     fn plan(&self, config: &Config) -> Result<Box<dyn Job>, Vec<ConfigError>> {
-        Ok(Box::new(config.to::<Settings>()?))
+        let settings = config.to::<Settings>()?;
+        if settings.double && settings.format() == Format::Int8 {
+            let message = "is of NF4; 8-bit weights have a scale a row, which stays a float";
+            return Err(vec![ConfigError::new("double", message)]);
+        }
+        Ok(Box::new(settings))
     }
 }
 
@@ -98,7 +115,7 @@ impl Job for Settings {
         let Some(mut config) = model.filter(|config| config.quantization.is_none()) else {
             return Vec::new();
         };
-        config.quantization = Some(QuantizationConfig::nf4(self.double, config.dtype));
+        config.quantization = Some(QuantizationConfig::new(self.format(), config.dtype));
         vec![(config::FILE.to_owned(), config.to_json().to_string().into_bytes())]
     }
 
@@ -114,17 +131,42 @@ impl Job for Settings {
         let weights = Weights::open(&model)?;
         weights.check(&config)?;
         let losses = self.write_weights(&weights, &config, ctx)?;
-        config.quantization = Some(QuantizationConfig::nf4(self.double, config.dtype));
+        config.quantization = Some(QuantizationConfig::new(self.format(), config.dtype));
         config.write(ctx.out())?;
         copy_tokenizer(&model, ctx.out())?;
         let path = ctx.out().join("quantization.json");
-        let report = json!({ "type": "nf4", "block": BLOCK, "double": self.double, "tensors": losses });
+        let report = match self.format() {
+            Format::Nf4 { double } => {
+                json!({ "type": "nf4", "block": BLOCK, "double": double, "tensors": losses })
+            }
+            Format::Int8 => json!({ "type": "int8", "tensors": losses }),
+        };
         fs::write(&path, serde_json::to_string_pretty(&report)? + "\n").map_err(at(&path))?;
-        ctx.summary(&table(&losses))
+        ctx.summary(&table(self.format(), &losses))
     }
 }
 
 impl Settings {
+    fn format(&self) -> Format {
+        match self.format.as_str() {
+            "int8" => Format::Int8,
+            _ => Format::Nf4 { double: self.double },
+        }
+    }
+
+    fn quantize(&self, name: &str, values: &[f32], shape: [usize; 2]) -> Result<Packed, StageError> {
+        match self.format() {
+            Format::Nf4 { double } => Ok(Packed::Nf4(Nf4::quantize(values, shape, double))),
+            Format::Int8 => match int8::too_large(values) {
+                None => Ok(Packed::Int8(Int8::quantize(values, shape))),
+                Some(value) => Err(StageError::new(format!(
+                    "`{name}` holds {value}, and 8-bit weights are made from float16, which ends at 65504"
+                ))
+                .hint("`format = \"nf4\"` has no such limit")),
+            },
+        }
+    }
+
     fn write_weights(
         &self,
         weights: &Weights,
@@ -143,7 +185,7 @@ impl Settings {
             if linear.contains(&name) {
                 let (values, shape) = linear_f32(weights, &name)?;
                 check_finite(&name, &values)?;
-                let quantized = Nf4::quantize(&values, shape, self.double);
+                let quantized = self.quantize(&name, &values, shape)?;
                 losses.push(loss(&name, shape, &values, &quantized.dequantize()));
                 quantized.tensors(&name).into_iter().try_for_each(|tensor| shards.push(tensor))?;
             } else {
@@ -181,7 +223,7 @@ fn loss(name: &str, shape: [usize; 2], before: &[f32], after: &[f32]) -> Loss {
 }
 
 /// The loss by projection.
-fn table(losses: &[Loss]) -> Table {
+fn table(format: Format, losses: &[Loss]) -> Table {
     let mut groups: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for loss in losses {
         let path = loss.name.trim_end_matches(".weight");
@@ -194,7 +236,7 @@ fn table(losses: &[Loss]) -> Table {
         vec![projection.to_owned(), losses.len().to_string(), percent(mean), percent(worst)]
     };
     Table {
-        title: "What NF4 changed (‖difference‖ / ‖weight‖)".into(),
+        title: format!("What {} changed (‖difference‖ / ‖weight‖)", format.name()),
         columns: ["projection", "weights", "mean", "worst"].map(String::from).to_vec(),
         rows: groups.into_iter().map(row).collect(),
     }
@@ -230,6 +272,37 @@ mod tests {
                 assert_eq!(found, Nf4::quantize(&values, shape, double).dequantize());
             }
         }
+    }
+
+    #[test]
+    fn linear_weights_become_8_bit_where_that_is_asked_for() {
+        let bench = Bench::new().input("model", "model", &tiny());
+        bench.run(&Quantize, json!({ "format": "int8" })).unwrap();
+        let config = LlamaConfig::read(&bench.path("out")).unwrap();
+        assert_eq!(config.quantization.as_ref().map(|found| found.format), Some(Format::Int8));
+        let (before, after) = (Weights::open(&tiny()).unwrap(), Weights::open(&bench.path("out")).unwrap());
+        after.check(&config).unwrap();
+        for path in config.linear_names() {
+            let name = format!("{path}.weight");
+            let (values, shape) = linear_f32(&before, &name).unwrap();
+            assert_eq!(linear_f32(&after, &name).unwrap().0, Int8::quantize(&values, shape).dequantize());
+        }
+        // a step is 1/127 of a row's largest magnitude, and the error of rounding is evenly spread within it
+        let report: Value = serde_json::from_str(&bench.read("quantization.json")).unwrap();
+        for tensor in report["tensors"].as_array().unwrap() {
+            let loss = tensor["relative_rms"].as_f64().unwrap();
+            assert!((0.003..0.012).contains(&loss), "{tensor}");
+        }
+    }
+
+    #[test]
+    fn what_8_bit_cannot_be_made_from_is_refused() {
+        let config = Settings { format: "int8".into(), double: false };
+        let error = config.quantize("x.weight", &[1.0, 70_000.0], [1, 2]).unwrap_err();
+        assert!(error.message.contains("`x.weight` holds 70000"), "{error}");
+        let bench = Bench::new().input("model", "model", &tiny());
+        let error = bench.run(&Quantize, json!({ "format": "int8", "double": true })).unwrap_err();
+        assert!(error.message.contains("a scale a row"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-pub use quantization::QuantizationConfig;
+pub use quantization::{Format, QuantizationConfig};
 pub use shapes::PROJECTIONS;
 
 use crate::json::{text, write_durably};

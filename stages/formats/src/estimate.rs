@@ -7,7 +7,7 @@
 //! rows, and the largest weight dequantized or cast.
 //! It does not know devices.
 
-use crate::config::{LlamaConfig, PROJECTIONS};
+use crate::config::{Format, LlamaConfig, PROJECTIONS};
 use crate::run::Method;
 
 /// What decides on memory beside the model.
@@ -19,8 +19,8 @@ pub struct Training {
     pub rank: usize,
     /// Projections that get one.
     pub targets: Vec<String>,
-    /// Whether the linear weights lie in NF4.
-    pub nf4: bool,
+    /// What the linear weights lie in, where they are quantized.
+    pub packed: Option<Format>,
     /// Bytes of an activation and of a frozen weight: 4 or 2.
     pub element: u64,
     /// Rows of a micro-batch.
@@ -71,8 +71,13 @@ impl Estimate {
             Method::Full => all,
             method => config.adapter_parameters(training.rank, &training.targets, method == Method::Dora),
         };
-        // four bits and an f32 scale for 64 weights
-        let packed = if training.nf4 { linear / 2 + linear / 16 } else { linear * training.element };
+        let packed = match training.packed {
+            // four bits, and an f32 scale for 64 weights
+            Some(Format::Nf4 { .. }) => linear / 2 + linear / 16,
+            // eight bits; the f32 scale of a row is next to nothing
+            Some(Format::Int8) => linear,
+            None => linear * training.element,
+        };
         let base = if full { 0 } else { packed + (all - linear) * training.element };
         let copies = if training.fused { 1 } else { 2 };
         let blocks = config.num_hidden_layers as u64;
@@ -90,7 +95,11 @@ impl Estimate {
             },
             activations: activations(config, training, blocks),
             logits: logits(config, training),
-            temporary: if training.nf4 && !full || cast { largest * (4 + 2 * training.element) } else { 0 },
+            temporary: match training.packed {
+                Some(_) if !full => largest * (4 + 2 * training.element),
+                _ if cast => largest * (4 + 2 * training.element),
+                _ => 0,
+            },
         }
     }
 
@@ -149,8 +158,9 @@ impl Training {
         }
         if self.method == Method::Full {
             way("`method = \"dora\"`".into(), &|training| training.method = Method::Dora);
-        } else if !self.nf4 {
-            way("a base from a `quantize` stage".into(), &|training| training.nf4 = true);
+        } else if !matches!(self.packed, Some(Format::Nf4 { .. })) {
+            let nf4 = Some(Format::Nf4 { double: false });
+            way("an NF4 base from a `quantize` stage".into(), &|training| training.packed = nf4);
         }
         if ways.len() > 1 {
             ways.push((all.0.join(" with "), all.1));
@@ -248,7 +258,7 @@ mod tests {
             method: Method::Dora,
             rank: 64,
             targets: PROJECTIONS.iter().map(|(_, name)| (*name).to_owned()).collect(),
-            nf4: true,
+            packed: Some(Format::Nf4 { double: false }),
             element: 2,
             rows: 4,
             length: 512,
@@ -286,7 +296,7 @@ mod tests {
     #[test]
     fn every_way_to_make_it_smaller_does() {
         let config = llama_2_7b();
-        let large = Training { checkpointing: false, nf4: false, ..recipe() };
+        let large = Training { checkpointing: false, packed: None, ..recipe() };
         let before = Estimate::new(&config, &large).total();
         let ways = large.smaller();
         assert_eq!(ways.len(), 5);

@@ -1,12 +1,13 @@
 //! What other programs' files look like: Hugging Face configs and safetensors, PEFT adapters,
-//! bitsandbytes' NF4, Alpaca JSON, and the small files that the stages hand to each other.
+//! bitsandbytes' NF4 and 8-bit weights, Alpaca JSON, and the small files that the stages hand to each other.
 //!
 //! Every byte from outside enters through here, so every reader checks before it believes: sizes
 //! against the file, shapes against the config, names against what is understood. A file that is
 //! not understood is refused by the name of what was not; it is never half-read.
 //!
 //! * [`config`]: `config.json` of the Llama family. [`weights`]: safetensors, shards, index.
-//! * [`nf4`]: the codes of bitsandbytes and their serialized layout. [`adapter`]: a PEFT folder.
+//! * [`nf4`], [`int8`]: the codes of bitsandbytes and their serialized layouts; [`packed`]: either. [`adapter`]: a
+//!   PEFT folder.
 //! * [`alpaca`]: rows and prompt templates. [`example`], [`rows`]: rows of any form, from JSON, JSON lines and
 //!   Parquet. [`template`]: how they become text. [`split`]: the held-out rows of `datasets`.
 //! * [`estimate`]: the memory that training takes.
@@ -22,8 +23,10 @@ mod dtype;
 mod error;
 pub mod estimate;
 pub mod example;
+pub mod int8;
 mod json;
 pub mod nf4;
+pub mod packed;
 pub mod rows;
 pub mod run;
 pub mod split;

@@ -5,7 +5,7 @@
 //! Format: <https://github.com/huggingface/safetensors#format>.
 //!
 //! It does not know what the tensors mean, with two exceptions: [`Weights::check`] holds them
-//! against a config, and [`linear_f32`] resolves NF4.
+//! against a config, and [`linear_f32`] resolves packed weights.
 
 mod read;
 mod write;
@@ -20,7 +20,7 @@ pub use safetensors::Dtype as Stored;
 pub use write::{ModelWriter, save};
 
 use crate::Result;
-use crate::nf4::Nf4;
+use crate::packed::Packed;
 
 /// The file of a model that fits into one.
 pub const SINGLE: &str = "model.safetensors";
@@ -81,14 +81,14 @@ impl Tensor<'static> {
     }
 }
 
-/// One weight matrix of a model folder as floats `[out, in]`, dequantized if it is NF4.
+/// One weight matrix of a model folder as floats `[out, in]`, dequantized if it is packed.
 ///
 /// # Errors
 /// If it is missing, not a matrix, or of a type that is not understood.
 pub fn linear_f32(weights: &Weights, name: &str) -> Result<(Vec<f32>, [usize; 2])> {
-    if Nf4::is_quantized(weights, name) {
-        let weight = Nf4::read(weights, name)?;
-        return Ok((weight.dequantize(), weight.shape));
+    if Packed::is_quantized(weights, name) {
+        let weight = Packed::read(weights, name)?;
+        return Ok((weight.dequantize(), weight.shape()));
     }
     let shape = weights.matrix(name)?;
     Ok((weights.f32(name)?, shape))

@@ -5,6 +5,7 @@ use std::path::Path;
 use formats::adapter::AdapterConfig;
 use formats::alpaca::read_rows;
 use formats::config::{LlamaConfig, RopeScaling};
+use formats::int8::Int8;
 use formats::weights::{Tensor, Weights, save};
 use serde_json::{Value, json};
 
@@ -57,7 +58,33 @@ fn what_a_config_asks_for_and_is_not_understood_is_refused_by_name() {
         json!({ "quantization_config": { "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "fp4" } }),
         "quantization_config.bnb_4bit_quant_type",
     );
+    refused(
+        json!({ "quantization_config": { "quant_method": "bitsandbytes", "load_in_4bit": true, "load_in_8bit": true } }),
+        "quantization_config.load_in_4bit",
+    );
+    refused(
+        json!({ "quantization_config": { "quant_method": "bitsandbytes", "load_in_8bit": true, "llm_int8_has_fp16_weight": true } }),
+        "quantization_config.llm_int8_has_fp16_weight",
+    );
     refused(json!({ "dtype": "float8" }), "dtype");
+}
+
+#[test]
+fn damaged_8_bit_weights_are_refused_by_name() {
+    let packed = Int8::quantize(&[1.0, -2.0, 3.0, 4.0, 5.0, -6.0], [2, 3]);
+    let refused = |change: &dyn Fn(&mut Vec<Tensor<'_>>), wanted: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("model.safetensors");
+        let mut tensors = packed.tensors("m.weight");
+        change(&mut tensors);
+        save(&file, tensors, &[]).unwrap();
+        let error = Int8::read(&Weights::open(&file).unwrap(), "m.weight").unwrap_err();
+        assert!(error.message.contains(wanted), "{error}");
+    };
+    refused(&|tensors| tensors[0] = Tensor::u8("m.weight", [2, 3], vec![0; 6]), "`m.weight` is U8");
+    refused(&|tensors| tensors[1] = Tensor::f32("m.SCB", [3], vec![1.0; 3]), "`m.SCB` is F32 [3]");
+    refused(&|tensors| tensors[2] = Tensor::u8("m.weight_format", [], vec![1]), "`m.weight_format`");
+    refused(&|tensors| drop(tensors.remove(1)), "`m.SCB`");
 }
 
 #[test]

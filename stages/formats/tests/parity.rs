@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use formats::adapter::{Adapter, AdapterConfig, CONFIG_FILE};
 use formats::config::LlamaConfig;
+use formats::int8::Int8;
 use formats::nf4::{Absmax, CODEBOOK, MIDPOINTS, Nf4, dynamic_map};
 use formats::split::train_test_split;
 use formats::weights::{ModelWriter, Weights, linear_f32, save};
@@ -91,6 +92,29 @@ fn parity_nf4_bytes_scales_and_values_are_bitsandbytes_bit_for_bit() {
                 double.dequantize().iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
             same(&rounded, &part("dq.dequant_as_bf16"), false, &format!("{name}: values as bfloat16"));
         }
+    }
+}
+
+#[test]
+fn parity_8_bit_codes_scales_and_values_are_bitsandbytes_bit_for_bit() {
+    let golden = Weights::open(&fixtures().join("int8/int8.safetensors")).unwrap();
+    let names: Vec<&str> = golden.names().filter_map(|name| name.strip_suffix(".input")).collect();
+    assert_eq!(names.len(), 6);
+    for name in names {
+        let (input, shape) = linear_f32(&golden, &format!("{name}.input")).unwrap();
+        let ours = Int8::quantize(&input, shape);
+        let theirs = Int8::read(&golden, &format!("{name}.weight")).unwrap();
+        let differ = ours.codes.iter().zip(&theirs.codes).filter(|(ours, theirs)| ours != theirs).count();
+        assert_eq!(differ, 0, "{name}: codes that differ");
+        same(&ours.scales, &theirs.scales, true, &format!("{name}: scales"));
+        let values = golden.f32(&format!("{name}.dequant")).unwrap();
+        same(&ours.dequantize(), &values, true, &format!("{name}: values"));
+        let (read, _) = linear_f32(&golden, &format!("{name}.weight")).unwrap();
+        same(&read, &values, true, &format!("{name}: values as read"));
+        let byte = |at: usize| (ours.words()[at / 4] >> (8 * (at % 4))) & 255;
+        assert!(
+            ours.codes.iter().enumerate().all(|(at, &code)| byte(at).cast_signed() - 128 == i32::from(code))
+        );
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use formats::adapter::{Adapter, AdapterConfig};
 use formats::alpaca::{Template, parse_rows, read_rows};
 use formats::config::LlamaConfig;
+use formats::int8::Int8;
 use formats::nf4::{Absmax, BLOCK, CODEBOOK, Nf4};
 use formats::split::{permutation, train_test_split};
 use formats::tokens::{TokenRow, TokenSet};
@@ -70,6 +71,19 @@ proptest! {
             let bound = loss * scales[at / 256] + 1e-6 * x.abs() + f32::MIN_POSITIVE;
             prop_assert!((x - y).abs() <= bound, "scale {}: {} became {}", at, x, y);
         }
+    }
+
+    #[test]
+    fn an_8_bit_weight_is_at_most_half_a_step_off((w, [rows, columns]) in matrix()) {
+        let packed = Int8::quantize(&w, [rows, columns]);
+        for (at, (x, y)) in w.iter().zip(packed.dequantize()).enumerate() {
+            let step = packed.scales[at / columns] / 127.0;
+            // and what rounding to float16 takes: 2⁻¹¹ of the value, or half of the smallest number
+            let bound = step * 0.5001 + x.abs() / 2048.0 + 3e-8;
+            prop_assert!((x - y).abs() <= bound, "weight {}: {} became {}", at, x, y);
+        }
+        let again = Int8::quantize(&w, [rows, columns]);
+        prop_assert_eq!(packed, again);
     }
 
     #[test]

@@ -10,13 +10,14 @@ use divan::{Bencher, black_box};
 use formats::adapter::AdapterConfig;
 use formats::config::LlamaConfig;
 use formats::nf4::Nf4;
+use formats::packed::Packed;
 use neural::adapter::{Adapter, fresh_module, row_norms};
 use neural::cpu::{self, attention::Heads};
 use neural::loss;
 use neural::model::linear::Base;
 use neural::model::rope::Rope;
-use neural::nf4_linear::Nf4Weight;
 use neural::optimizer::{AdamW, Slab};
+use neural::packed_linear::PackedWeight;
 use rayon::prelude::*;
 
 #[global_allocator]
@@ -86,10 +87,10 @@ fn nf4_decode(bencher: Bencher) {
     bencher.counter(BytesCount::of_slice(&weight)).bench_local(|| packed.dequantize());
 }
 
-fn up_projection() -> (Nf4Weight, Tensor<2>, Tensor<2>) {
+fn up_projection() -> (PackedWeight, Tensor<2>, Tensor<2>) {
     let shape = [INTERMEDIATE, HIDDEN];
-    let packed = Nf4::quantize(&host(INTERMEDIATE * HIDDEN), shape, true);
-    (Nf4Weight::new(&packed, &Device::flex()), random([TOKENS, HIDDEN]), random([TOKENS, INTERMEDIATE]))
+    let packed = Packed::Nf4(Nf4::quantize(&host(INTERMEDIATE * HIDDEN), shape, true));
+    (PackedWeight::new(&packed, &Device::flex()), random([TOKENS, HIDDEN]), random([TOKENS, INTERMEDIATE]))
 }
 
 #[divan::bench]

@@ -348,9 +348,12 @@ mod tests {
         assert_eq!(deal.order(0, &tokens), deal.order(0, &tokens));
     }
 
-    /// What each example of a batch consists of: ids, and labels by their place in it.
-    fn examples(batch: &Batch) -> Vec<(Vec<i32>, Vec<(usize, i32)>)> {
-        let mut found = std::collections::BTreeMap::<usize, (Vec<i32>, Vec<(usize, i32)>)>::new();
+    /// An example's ids, and its labels by their place in it.
+    type Example = (Vec<i32>, Vec<(usize, i32)>);
+
+    /// What a batch consists of.
+    fn examples(batch: &Batch) -> Vec<Example> {
+        let mut found = std::collections::BTreeMap::<usize, Example>::new();
         let start = |at: usize| match batch.starts.get(at) {
             Some(&start) => at / batch.length * batch.length + start as usize,
             None => at / batch.length * batch.length,

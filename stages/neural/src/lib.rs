@@ -2,7 +2,7 @@
 //!
 //! * [`device`]: opening adapters; the only file that names wgpu.
 //! * [`model`]: the Llama family, from a model folder; [`adapter`]: LoRA and DoRA on its layers.
-//! * [`nf4_linear`]: products with NF4 weights; [`cpu`]: fused operations of the CPU backend.
+//! * [`packed_linear`]: products with quantized weights; [`cpu`]: fused operations of the CPU backend.
 //! * [`batch`], [`loss`], [`loss_scale`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`shards`], [`trainer`],
 //!   [`state`], [`metrics`], [`tensorboard`], [`watch`], [`sum`]: the parts of training; [`generate`]: greedy generation; [`mod@answer`]: the same for a person.
 //! * [`mod@train`], [`merge`], [`evaluate`]: the stage kinds, thin: load, call the parts, write.
@@ -24,8 +24,8 @@ pub mod loss_scale;
 pub mod merge;
 pub mod metrics;
 pub mod model;
-pub mod nf4_linear;
 pub mod optimizer;
+pub mod packed_linear;
 pub mod replicas;
 pub mod schedule;
 pub mod shards;

@@ -30,8 +30,8 @@ const VERSION: u32 = 1;
 
 const INPUTS: &[Input] = &[
     Input::one("adapter", "folder of a checkpoint or train stage"),
-    Input::one("model", "the base as trained, float or NF4"),
-    Input::optional("original", "the float base, for `base = \"original\"` where `model` is NF4"),
+    Input::one("model", "the base as trained, float or quantized"),
+    Input::optional("original", "the float base, for `base = \"original\"` where `model` is quantized"),
 ];
 
 const PARAMS: &[Param] = &[
@@ -45,7 +45,7 @@ const PARAMS: &[Param] = &[
         "base",
         Type::Choice(&["original", "dequantized"]),
         Default::Text("original"),
-        "onto the float weights, or onto what the NF4 weights stand for",
+        "onto the float weights, or onto what the quantized weights stand for",
     ),
     Param::new(
         "dtype",
@@ -161,10 +161,11 @@ impl Plan {
         let source = match (run.method, settings.base.as_str(), original) {
             (Method::Full, ..) => trained.clone(),
             (_, "original", Some(original)) => original,
-            (_, "original", None) if base.quantization.is_some() => {
-                return Err(StageError::new(
-                    "`base = \"original\"` needs the float model, and `model` is NF4",
-                )
+            (_, "original", None) if let Some(quantized) = &base.quantization => {
+                let format = quantized.format.name();
+                return Err(StageError::new(format!(
+                    "`base = \"original\"` needs the float model, and `model` is {format}"
+                ))
                 .hint("give the float model as the input `original`, or take `base = \"dequantized\"`"));
             }
             _ => model.clone(),

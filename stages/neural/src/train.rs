@@ -39,7 +39,7 @@ const VERSION: u32 = 2;
 const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 const INPUTS: &[Input] = &[
-    Input::one("model", "model folder, float or NF4"),
+    Input::one("model", "model folder, float or quantized"),
     Input::one("data", "folder of a tokenize stage"),
     Input::optional("adapter", "PEFT folder to start from instead of a fresh adapter"),
     Input::optional("resume", "a finished train stage with `save_state`, to go on from its last step"),
@@ -472,7 +472,7 @@ impl Stage for Train {
     }
 
     fn doc(&self) -> &'static str {
-        "trains a Llama: the whole model, LoRA or DoRA, on a float or an NF4 base"
+        "trains a Llama: the whole model, LoRA or DoRA, on a float or a quantized base"
     }
 
     fn pool(&self) -> Pool {

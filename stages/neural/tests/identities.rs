@@ -7,7 +7,9 @@ mod common;
 use burn::tensor::{Device, Tensor, activation};
 use common::{Batch, Track, far, fixtures, read, relative, tensor};
 use formats::adapter::{Adapter as File, AdapterConfig};
+use formats::int8::Int8;
 use formats::nf4::Nf4;
+use formats::packed::Packed;
 use formats::tokens::{TokenRow, TokenSet};
 use formats::weights::{Weights, linear_f32};
 use neural::adapter::{Adapter, Terms, fuse, row_norms};
@@ -19,7 +21,7 @@ use neural::model::linear::Base;
 use neural::model::norm::RmsNorm;
 use neural::model::rope::Rope;
 use neural::model::{Llama, Visitor};
-use neural::nf4_linear::Nf4Weight;
+use neural::packed_linear::PackedWeight;
 use neural::replicas::{Replica, Share};
 use neural::sum::total;
 
@@ -28,7 +30,7 @@ on_both! {
     fuse_is_forward => fusing_equals_the_forward_on_flex, fusing_equals_the_forward_on_wgpu;
     factored_is_dense => factored_norm_and_movement_equal_dense_ones_on_flex, factored_norm_and_movement_equal_dense_ones_on_wgpu;
     cache_changes_nothing => generation_with_a_cache_equals_recomputation_on_flex, generation_with_a_cache_equals_recomputation_on_wgpu;
-    nf4_gradient => gradient_through_nf4_equals_finite_differences_on_flex, gradient_through_nf4_equals_finite_differences_on_wgpu;
+    packed_gradient => gradient_through_packed_weights_equals_finite_differences_on_flex, gradient_through_packed_weights_equals_finite_differences_on_wgpu;
     dora_gradient => gradients_of_dora_equal_finite_differences_on_flex, gradients_of_dora_equal_finite_differences_on_wgpu;
     rope_is_the_formula => rope_equals_the_formula_at_any_position_on_flex, rope_equals_the_formula_at_any_position_on_wgpu;
     sums_keep_their_order => a_sum_is_right_and_the_same_every_time_on_flex, a_sum_is_right_and_the_same_every_time_on_wgpu;
@@ -238,11 +240,16 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-fn nf4_gradient(device: &Device) {
+fn packed_gradient(device: &Device) {
     // Odd shapes: words and blocks cross rows and the last ones are padded.
-    for [rows, columns] in [[5usize, 13], [7, 64], [3, 100]] {
-        let host = Nf4::quantize(&random(1, rows * columns, 1.0), [rows, columns], false);
-        let weight = Nf4Weight::new(&host, device);
+    let shapes = [[5usize, 13], [7, 64], [3, 100]];
+    for ([rows, columns], eight) in shapes.into_iter().flat_map(|shape| [(shape, false), (shape, true)]) {
+        let values = random(1, rows * columns, 1.0);
+        let host = match eight {
+            true => Packed::Int8(Int8::quantize(&values, [rows, columns])),
+            false => Packed::Nf4(Nf4::quantize(&values, [rows, columns], false)),
+        };
+        let weight = PackedWeight::new(&host, device);
         assert!(read(weight.dequantize()) == host.dequantize(), "{rows}×{columns}");
         let (x, g) = (random(2, 2 * columns, 1.0), random(3, 2 * rows, 1.0));
         let leaf = tensor(&x, [2, columns], device).autodiff().require_grad();

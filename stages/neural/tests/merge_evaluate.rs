@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use contract::{Artifact, Config, Context, Default, Event, Inputs, Reporter, Stage, StageError, Table};
 use formats::adapter::Adapter;
-use formats::config::{LlamaConfig, QuantizationConfig};
+use formats::config::{Format, LlamaConfig, QuantizationConfig};
 use formats::nf4::Nf4;
 use formats::run::{Method, RunInfo, step_dir};
 use formats::tokens::{TokenRow, TokenSet};
@@ -95,7 +95,7 @@ fn quantized(dir: &Path) -> PathBuf {
     tensors.extend(packed.iter().flat_map(|(weight, name)| weight.tensors(name)));
     std::fs::create_dir_all(&folder).unwrap();
     weights::save(&folder.join("model.safetensors"), tensors, &[]).unwrap();
-    let quantization = Some(QuantizationConfig::nf4(true, Dtype::F32));
+    let quantization = Some(QuantizationConfig::new(Format::Nf4 { double: true }, Dtype::F32));
     LlamaConfig { quantization, ..config }.write(&folder).unwrap();
     folder
 }

@@ -11,10 +11,11 @@ use burn::tensor::Device;
 use common::{Batch, far, fixtures, read, relative};
 use formats::adapter::Adapter;
 use formats::nf4::{Absmax, Nf4};
+use formats::packed::Packed;
 use formats::weights::{Weights, linear_f32};
 use neural::adapter::fuse;
 use neural::model::Llama;
-use neural::nf4_linear::Nf4Weight;
+use neural::packed_linear::PackedWeight;
 
 /// Largest difference of a logit or a loss.
 const ABSOLUTE: f64 = 1e-4;
@@ -161,7 +162,7 @@ fn nf4_base(device: &Device) {
         // A mean summed in another order may move the offset of the nested scales by one unit in
         // the last place (README of the nf4 fixture).
         assert!(relative(&host, &expected) <= 1e-6, "`{name}` on the host: {}", relative(&host, &expected));
-        let weight = Nf4Weight::new(&quantized, device);
+        let weight = PackedWeight::new(&Packed::Nf4(quantized.clone()), device);
         assert!(read(weight.dequantize()) == host, "`{name}` on the device");
         let x: Vec<f32> = (0..3 * columns).map(|k| ((k * 37 % 101) as f32 - 50.0) / 50.0).collect();
         let y = weight.forward(common::tensor(&x, [3, columns], device));
@@ -187,7 +188,8 @@ fn nf4_weights(device: &Device) {
         // Nested scales go to the device resolved; resolving them is tested in `formats`.
         let nested = Absmax::Plain(golden.f32(&get("dq.absmax_dequant")).unwrap());
         for (absmax, part) in [(plain, "dequant"), (nested, "dq.dequant")] {
-            let weight = Nf4Weight::new(&Nf4 { shape, packed: packed.clone(), absmax }, device);
+            let weight =
+                PackedWeight::new(&Packed::Nf4(Nf4 { shape, packed: packed.clone(), absmax }), device);
             let (ours, expected) = (read(weight.dequantize()), golden.f32(&get(part)).unwrap());
             assert!(ours == expected, "`{name}.{part}` differs by up to {}", far(&ours, &expected));
         }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::DType;
 use formats::adapter::Adapter;
 use formats::nf4::Nf4;
+use formats::packed::Packed;
 use formats::weights::Weights;
 use neural::adapter::row_norms;
 use neural::batch::Batch;
@@ -20,8 +21,8 @@ use neural::device::{self, Opened};
 use neural::loss_scale::LossScale;
 use neural::model::Llama;
 use neural::model::linear::Base;
-use neural::nf4_linear::Nf4Weight;
 use neural::optimizer::AdamW;
+use neural::packed_linear::PackedWeight;
 use neural::replicas::{Replica, Team};
 use neural::schedule::{Schedule, Shape};
 use neural::trainer::{Normalisation, Options, Report, Trainer};
@@ -118,7 +119,7 @@ fn model(base: &Path, log: &Value, opened: &Opened) -> Llama {
             let values = weights.f32(&format!("{}.weight", linear.path)).expect("weight");
             let packed = Nf4::quantize(&values, linear.shape, true);
             linear.base_norm = row_norms(&packed.dequantize(), linear.shape[1]);
-            linear.base = Base::Nf4(Nf4Weight::new(&packed, &opened.device));
+            linear.base = Base::Packed(PackedWeight::new(&Packed::Nf4(packed), &opened.device));
         }
     }
     llama

@@ -16,7 +16,7 @@ use super::{INDEX, SINGLE, Stored};
 use crate::config::LlamaConfig;
 use crate::dtype::PIECE;
 use crate::error::at;
-use crate::nf4::Nf4;
+use crate::packed::{self, Packed};
 use crate::{Error, Result, json};
 
 /// Largest header that is parsed: the limit of the safetensors library.
@@ -247,7 +247,7 @@ impl Weights {
             let is_known = wanted.contains_key(name)
                 || name.ends_with(".rotary_emb.inv_freq")
                 || (config.tie_word_embeddings && name == "lm_head.weight")
-                || crate::nf4::owner(name).is_some_and(|owner| wanted.contains_key(owner));
+                || packed::owner(name).is_some_and(|owner| wanted.contains_key(&owner));
             if !is_known {
                 return Err(Error::new(
                     &self.path,
@@ -260,8 +260,8 @@ impl Weights {
     }
 
     fn check_one(&self, name: &str, shape: &[usize]) -> Result<()> {
-        let found = if Nf4::is_quantized(self, name) {
-            Nf4::check(self, name)?.to_vec()
+        let found = if Packed::is_quantized(self, name) {
+            Packed::check(self, name)?.to_vec()
         } else {
             let dtype = self.dtype(name)?;
             if !matches!(dtype, Stored::F32 | Stored::F16 | Stored::BF16 | Stored::F64) {

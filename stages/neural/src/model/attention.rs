@@ -32,7 +32,7 @@ pub struct Mask {
 enum Bias {
     Known(Tensor<4>),
     /// From the first key that each token sees, `[batch, time]`; made when it is asked for.
-    Packed(Tensor<2, Int>, OnceCell<Tensor<4>>),
+    Packed(Tensor<2, Int>, Box<OnceCell<Tensor<4>>>),
 }
 
 #[derive(Clone, Debug)]
@@ -94,7 +94,7 @@ impl Mask {
         let rows = starts.len() / time;
         let part = rope.part(0, time, device);
         Self {
-            bias: Bias::Packed(first.reshape([rows, time]), OnceCell::new()),
+            bias: Bias::Packed(first.reshape([rows, time]), Box::default()),
             rope: part.at(ints(&|token, start| token - start), rows),
             fused: Some(Fused { rope: part, window, starts: starts.into() }),
         }

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 
 use super::Visitor;
 use crate::adapter::Adapter;
-use crate::nf4_linear::Nf4Weight;
+use crate::packed_linear::PackedWeight;
 
 /// The weight of a linear layer, `[out, in]`.
 #[derive(Clone, Debug)]
@@ -15,8 +15,8 @@ use crate::nf4_linear::Nf4Weight;
 pub enum Base {
     /// Floats, which may be trained.
     Float(Tensor<2>),
-    /// Four bits a weight, frozen.
-    Nf4(Nf4Weight),
+    /// Four or eight bits a weight, frozen.
+    Packed(PackedWeight),
 }
 
 impl Base {
@@ -31,7 +31,7 @@ impl Base {
                 let weight = weight.clone().cast(x.dtype());
                 x.matmul(weight.transpose())
             }
-            Self::Nf4(weight) => weight.forward(x),
+            Self::Packed(weight) => weight.forward(x),
         }
     }
 }
@@ -84,7 +84,7 @@ impl Linear {
         }
     }
 
-    /// Shows weight and bias under their HF names. An NF4 weight is not trainable and not shown.
+    /// Shows weight and bias under their HF names. A packed weight is not trainable and not shown.
     pub fn visit_base(&mut self, visitor: &mut dyn Visitor) {
         if let Base::Float(weight) = &mut self.base {
             visitor.matrix(&format!("{}.weight", self.path), weight);

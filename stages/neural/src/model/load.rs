@@ -1,4 +1,4 @@
-//! From a model folder to a [`Llama`]: float or NF4, every tensor checked against `config.json`
+//! From a model folder to a [`Llama`]: float or quantized, every tensor checked against `config.json`
 //! before the first goes to the device.
 
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use contract::StageError;
 use formats::config::LlamaConfig;
-use formats::nf4::Nf4;
+use formats::packed::Packed;
 use formats::weights::{self, Weights};
 
 use super::attention::Attention;
@@ -16,10 +16,10 @@ use super::norm::RmsNorm;
 use super::rope::Rope;
 use super::{Block, Llama};
 use crate::adapter::row_norms;
-use crate::nf4_linear::Nf4Weight;
+use crate::packed_linear::PackedWeight;
 
 impl Llama {
-    /// The model of a folder in f32; NF4 weights stay packed.
+    /// The model of a folder in f32; quantized weights stay packed.
     ///
     /// # Errors
     /// If the folder lacks a tensor, a shape does not fit, or a tensor is too large for the device.
@@ -107,11 +107,12 @@ impl<'a> Loader<'a> {
 
     fn linear(&self, path: String, bias: bool) -> Result<Linear, StageError> {
         let name = format!("{path}.weight");
-        let (base, shape, base_norm) = if Nf4::is_quantized(&self.weights, &name) && !self.trained {
-            let weight = Nf4::read(&self.weights, &name)?;
-            let norms = row_norms(&weight.dequantize(), weight.shape[1]);
-            self.fits(&name, weight.shape[0] * weight.shape[1])?;
-            (Base::Nf4(Nf4Weight::new(&weight, self.device)), weight.shape, norms)
+        let (base, shape, base_norm) = if Packed::is_quantized(&self.weights, &name) && !self.trained {
+            let weight = Packed::read(&self.weights, &name)?;
+            let shape = weight.shape();
+            let norms = row_norms(&weight.dequantize(), shape[1]);
+            self.fits(&name, shape[0] * shape[1])?;
+            (Base::Packed(PackedWeight::new(&weight, self.device)), shape, norms)
         } else {
             let (mut values, shape) = weights::linear_f32(&self.weights, &name)?;
             round(&mut values, self.stored());

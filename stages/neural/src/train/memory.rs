@@ -46,7 +46,7 @@ impl Plan {
             method: settings.method(),
             rank,
             targets,
-            nf4: config.quantization.is_some(),
+            packed: config.quantization.as_ref().map(|quantization| quantization.format),
             element: settings.compute().size() as u64,
             rows: settings.batch_size as u64,
             length: longest.next_multiple_of(settings.pad_to_multiple_of) as u64,
