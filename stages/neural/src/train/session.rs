@@ -112,8 +112,14 @@ impl<'a> Session<'a> {
             }
             let batches = self.batches(self.setup.trainer.steps() + 1);
             meter.tokens += batches.iter().flatten().map(Batch::tokens).sum::<usize>();
-            let report =
-                self.setup.trainer.step(batches).map_err(|error| self.with_checkpoint(error, ctx))?;
+            let report = match self.setup.trainer.step(batches) {
+                Ok(report) => report,
+                Err(error) => {
+                    // without one, the older checkpoint serves
+                    let _ = self.setup.trainer.survives().then(|| self.checkpoint(ctx));
+                    return Err(self.with_checkpoint(error, ctx));
+                }
+            };
             self.record(report, ctx)?;
             meter.tell(&report, self.setup.total, ctx);
             if report.step.is_multiple_of(self.settings.checkpoint_every) || self.is_over() {
