@@ -19,6 +19,8 @@ pub struct Slab {
     pub v: Tensor<1>,
     /// Factor of the learning rate per parameter (LoRA+, arXiv 2402.12354); `None`: 1 everywhere.
     pub scale: Option<Tensor<1>>,
+    /// Factor of the weight decay per parameter; `None`: 1 everywhere.
+    pub decay: Option<Tensor<1>>,
 }
 
 impl Slab {
@@ -26,7 +28,7 @@ impl Slab {
     #[must_use]
     pub fn new(params: Tensor<1>) -> Self {
         let zeros = params.zeros_like();
-        Self { params, m: zeros.clone(), v: zeros, scale: None }
+        Self { params, m: zeros.clone(), v: zeros, scale: None, decay: None }
     }
 }
 
@@ -39,7 +41,7 @@ pub struct AdamW {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay, on every parameter.
+    /// Decoupled weight decay.
     pub weight_decay: f64,
 }
 
@@ -61,11 +63,18 @@ impl AdamW {
         let step = m / (v.sqrt() * (1.0 / correction2) + self.eps) * (lr / correction1);
         let decay = lr * self.weight_decay;
         let params = slab.params.clone();
-        slab.params = match (&slab.scale, decay == 0.0) {
-            (None, true) => params - step,
-            (None, false) => params * (1.0 - decay) - step,
-            (Some(scale), true) => params - step * scale.clone(),
-            (Some(scale), false) => params.clone() - (params * decay + step) * scale.clone(),
+        if decay != 0.0 && slab.scale.is_none() && slab.decay.is_none() {
+            slab.params = params * (1.0 - decay) - step;
+            return;
+        }
+        let step = match &slab.decay {
+            _ if decay == 0.0 => step,
+            None => params.clone() * decay + step,
+            Some(factor) => params.clone() * factor.clone() * decay + step,
+        };
+        slab.params = match &slab.scale {
+            None => params - step,
+            Some(scale) => params - step * scale.clone(),
         };
     }
 }
@@ -157,6 +166,30 @@ mod tests {
             "{scaled:?} {slow:?} {fast:?}"
         );
         assert!((scaled[0] - slow[0]).abs() > 1e-2);
+    }
+
+    #[test]
+    fn a_parameter_without_decay_goes_its_way_and_the_others_theirs() {
+        let [without, with] =
+            [0.0, 0.1].map(|weight_decay| AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay });
+        for scale in [None, Some(3.0)] {
+            let scaled = |values: &[f32]| {
+                let mut slab = Slab::new(tensor(values));
+                slab.scale = scale.map(|scale| tensor(&vec![scale; values.len()]));
+                slab
+            };
+            let (mut both, mut spared, mut decayed) = (scaled(&[1.0, -2.0]), scaled(&[1.0]), scaled(&[-2.0]));
+            both.decay = Some(tensor(&[0.0, 1.0]));
+            for t in 1..=3 {
+                with.update(&mut both, tensor(&[0.3, -0.1]), 1e-2, t);
+                without.update(&mut spared, tensor(&[0.3]), 1e-2, t);
+                with.update(&mut decayed, tensor(&[-0.1]), 1e-2, t);
+            }
+            let (both, spared, decayed) =
+                (values(&both.params), values(&spared.params), values(&decayed.params));
+            assert!((both[0] - spared[0]).abs() < 1e-6 && (both[1] - decayed[0]).abs() < 1e-6, "{both:?}");
+            assert!((both[1] + 2.0 - 1e-2 * 3.0 * scale.unwrap_or(1.0)).abs() > 1e-3, "it decays");
+        }
     }
 
     #[test]

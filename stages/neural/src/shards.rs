@@ -65,10 +65,10 @@ impl Optimizer {
         let lengths: Vec<usize> = slabs.iter().map(|slab| slab.params.dims()[0]).collect();
         let mut shared =
             Self::Shared { params: vec![Vec::new(); slabs.len()], parts: parts(&lengths, team.len()) };
-        let scales = slabs.iter().map(|slab| slab.scale.clone()).collect::<Vec<_>>();
+        let factors = slabs.iter().map(|slab| [slab.scale.clone(), slab.decay.clone()]).collect::<Vec<_>>();
         let values = slabs.into_iter().map(|slab| device::read_all(vec![slab.params, slab.m, slab.v]));
         let values = values.map(|read| Ok(three(read?))).collect::<Result<Vec<_>, StageError>>()?;
-        shared.place(values, Some(scales), team)?;
+        shared.place(values, Some(factors), team)?;
         Ok(shared)
     }
 
@@ -174,28 +174,29 @@ impl Optimizer {
         }
     }
 
-    /// Hands every replica its part; the factors of the rate stay as they are if none are given.
+    /// Hands every replica its part; the factors of rate and decay stay as they are if none are given.
     fn place(
         &mut self,
         values: Vec<[Vec<f32>; 3]>,
-        scales: Option<Vec<Option<Tensor<1>>>>,
+        factors: Option<Vec<[Option<Tensor<1>>; 2]>>,
         team: &mut Team,
     ) -> Result<(), StageError> {
         let Self::Shared { params, parts } = self else { return Ok(()) };
-        let scales = scales.map(|scales| {
-            scales.into_iter().map(|scale| scale.map(device::read).transpose()).collect::<Result<Vec<_>, _>>()
+        let read = |factor: Option<Tensor<1>>| factor.map(device::read).transpose();
+        let factors = factors.map(|factors| {
+            let both = factors.into_iter().map(|[scale, decay]| Ok([read(scale)?, read(decay)?]));
+            both.collect::<Result<Vec<_>, StageError>>()
         });
-        let scales = scales.transpose()?;
+        let factors = factors.transpose()?;
         let job = |own: &Vec<Part>| {
             let cut = |values: &[f32], part: &Part| values[part.range.clone()].to_vec();
             let own: Vec<_> = own
                 .iter()
                 .map(|part| {
                     let [params, m, v] = &values[part.group];
-                    let scale = scales
-                        .as_ref()
-                        .map(|scales| scales[part.group].as_ref().map(|scale| cut(scale, part)));
-                    ([cut(params, part), cut(m, part), cut(v, part)], scale)
+                    let own = |factor: &Option<Vec<f32>>| factor.as_ref().map(|factor| cut(factor, part));
+                    let factors = factors.as_ref().map(|factors| factors[part.group].each_ref().map(own));
+                    ([cut(params, part), cut(m, part), cut(v, part)], factors)
                 })
                 .collect();
             move |replica: &mut Replica| {
@@ -205,14 +206,16 @@ impl Optimizer {
                 replica.share = own
                     .iter()
                     .zip(before)
-                    .map(|(([params, m, v], scale), before)| Slab {
-                        params: flat(params, &device),
-                        m: flat(m, &device),
-                        v: flat(v, &device),
-                        scale: match scale {
-                            Some(scale) => scale.as_ref().map(|scale| flat(scale, &device)),
-                            None => before.and_then(|slab| slab.scale),
-                        },
+                    .map(|(([params, m, v], factors), before)| {
+                        let given =
+                            |factor: &Option<Vec<f32>>| factor.as_ref().map(|factor| flat(factor, &device));
+                        let [scale, decay] = match (factors, before) {
+                            (Some(factors), _) => factors.each_ref().map(given),
+                            (None, Some(before)) => [before.scale, before.decay],
+                            (None, None) => [None, None],
+                        };
+                        let [params, m, v] = [params, m, v].map(|values| flat(values, &device));
+                        Slab { params, m, v, scale, decay }
                     })
                     .collect();
                 Ok(())

@@ -102,7 +102,7 @@ const PARAMS: &[Param] = &[
         "weight_decay",
         Type::float_from(0.0),
         Default::Float(0.0),
-        "decoupled decay, on every trained tensor",
+        "decoupled decay of what is trained, norms and biases left out",
     ),
     Param::new(
         "beta1",

@@ -111,7 +111,9 @@ impl Trainer {
         }
         let slabs = layouts.iter().zip(values).map(|(layout, params)| {
             let mut slab = Slab::new(params);
-            slab.scale = scale(layout, options.lora_plus, &slab.params.device());
+            let device = slab.params.device();
+            slab.scale = scale(layout, options.lora_plus, &device);
+            slab.decay = decay(layout, options.adam.weight_decay, &device);
             slab
         });
         let slabs = slabs.collect();
@@ -350,14 +352,25 @@ impl Trainer {
 
 /// The factor of the learning rate for each parameter, if it is not 1 for all.
 fn scale(layout: &Layout, lora_plus: f64, device: &Device) -> Option<Tensor<1>> {
-    let is_b = |leaf: &Leaf| leaf.name.contains(".lora_B.");
-    if (lora_plus - 1.0).abs() < f64::EPSILON || !layout.leaves.iter().any(is_b) {
+    by_leaf(layout, device, |leaf| if leaf.name.contains(".lora_B.") { lora_plus } else { 1.0 })
+}
+
+/// The factor of the weight decay for each parameter, if it is not 1 for all: biases and norms have none
+/// (transformers `Trainer.get_decay_parameter_names`).
+fn decay(layout: &Layout, weight_decay: f64, device: &Device) -> Option<Tensor<1>> {
+    let spared = |name: &str| {
+        name.ends_with(".bias") || name.ends_with("layernorm.weight") || name == "model.norm.weight"
+    };
+    let factor = |leaf: &Leaf| if spared(&leaf.name) { 0.0 } else { 1.0 };
+    if weight_decay > 0.0 { by_leaf(layout, device, factor) } else { None }
+}
+
+/// One factor for all parameters of a leaf; `None` if they are all 1.
+fn by_leaf(layout: &Layout, device: &Device, factor: impl Fn(&Leaf) -> f64) -> Option<Tensor<1>> {
+    if layout.leaves.iter().all(|leaf| (factor(leaf) - 1.0).abs() < f64::EPSILON) {
         return None;
     }
-    let parts = layout
-        .leaves
-        .iter()
-        .map(|leaf| Tensor::full([leaf.len()], if is_b(leaf) { lora_plus } else { 1.0 }, device));
+    let parts = layout.leaves.iter().map(|leaf| Tensor::full([leaf.len()], factor(leaf), device));
     Some(Tensor::cat(parts.collect(), 0))
 }
 
