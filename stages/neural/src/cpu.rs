@@ -1,8 +1,8 @@
 //! Fused operations of the CPU backend, each with a hand-written backward.
 //!
 //! burn-flex runs one operation after another on one core, and a small model spends more time in
-//! element-wise passes than in products. These do a norm, a SwiGLU, a whole attention or a cross entropy in
-//! one pass with all cores. Adapters driven through wgpu take the same formulas as plain tensor operations
+//! element-wise passes than in products. These do a norm, a SwiGLU, a whole attention, a layer with its
+//! adapter or the head with its cross entropy in one pass with all cores. Adapters driven through wgpu take the same formulas as plain tensor operations
 //! (`model::{norm, mlp, attention}`), which are also what the tests hold these against.
 
 use burn::backend::autodiff::NodeId;
@@ -41,7 +41,9 @@ macro_rules! widest {
 }
 
 pub mod attention;
+pub mod linear;
 pub mod loss;
+mod product;
 pub mod rows;
 
 use attention::{Heads, Mixed, Seen, Turn};
@@ -105,15 +107,83 @@ pub fn attention(
     ))
 }
 
-/// `factor · ∂Σnll/∂logits` and the negative log likelihood of each target. Autodiff does not see it.
+/// What [`head`] gives.
+pub struct Head {
+    /// The negative log likelihood of each target, `[n]`
+    pub nll: Tensor<1>,
+    /// `factor · ∂Σnll/∂h`, `[n, hidden]`; of no rows if it was not wanted
+    pub hidden: Tensor<2>,
+    /// `factor · ∂Σnll/∂W`, `[vocab, hidden]`; of no rows if it was not wanted
+    pub weight: Tensor<2>,
+}
+
+/// The cross entropy of `targets` under softmax(h·Wᵀ), and gradients. Autodiff does not see it.
 ///
 /// # Shapes
-/// logits `[n, vocab]`, targets `[n]` → `[n, vocab]`, `[n]`
+/// h `[n, hidden]`, weight `[vocab, hidden]`, targets `[n]`
 #[must_use]
-pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>, factor: f64) -> (Tensor<2>, Tensor<1>) {
-    let (gradient, nll) =
-        <Dispatch as CpuOps>::cpu_cross_entropy(logits.into_dispatch(), targets.into_dispatch(), factor);
-    (Tensor::from_dispatch(gradient), Tensor::from_dispatch(nll))
+pub fn head(
+    h: Tensor<2>,
+    weight: Tensor<2>,
+    targets: Tensor<1, Int>,
+    factor: f64,
+    wanted: loss::Wanted,
+) -> Head {
+    let (nll, hidden, weight) = <Dispatch as CpuOps>::cpu_head(
+        h.into_dispatch(),
+        weight.into_dispatch(),
+        targets.into_dispatch(),
+        factor,
+        wanted,
+    );
+    let [hidden, weight] = [hidden, weight].map(Tensor::from_dispatch);
+    Head { nll: Tensor::from_dispatch(nll), hidden, weight }
+}
+
+/// x·Wᵀ; the weight gets no gradient.
+///
+/// # Shapes
+/// x `[n, in]`, weight `[out, in]` → `[n, out]`
+#[must_use]
+pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_linear(x.into_dispatch(), weight.into_dispatch()))
+}
+
+/// x·Wᵀ + s·(x·Aᵀ)·Bᵀ; the weight gets no gradient.
+///
+/// # Shapes
+/// x `[n, in]`, weight `[out, in]`, a `[r, in]`, b `[out, r]` → `[n, out]`
+#[must_use]
+pub fn lora(x: Tensor<2>, weight: Tensor<2>, [a, b]: [Tensor<2>; 2], scale: f64) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_lora(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        a.into_dispatch(),
+        b.into_dispatch(),
+        scale,
+    ))
+}
+
+/// g∘(x·Wᵀ + s·(x·Aᵀ)·Bᵀ); the weight gets no gradient.
+///
+/// # Shapes
+/// x `[n, in]`, weight `[out, in]`, a `[r, in]`, b `[out, r]`, gain `[out]` → `[n, out]`
+#[must_use]
+pub fn dora(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    [a, b]: [Tensor<2>; 2],
+    gain: Tensor<1>,
+    scale: f64,
+) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_dora(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        a.into_dispatch(),
+        b.into_dispatch(),
+        gain.into_dispatch(),
+        scale,
+    ))
 }
 
 /// The operations, as burn dispatches them.
@@ -138,18 +208,46 @@ pub trait CpuOps: Backend {
         heads: Heads,
     ) -> FloatTensor<Self>;
 
-    /// See [`cross_entropy`].
-    fn cpu_cross_entropy(
-        logits: FloatTensor<Self>,
+    /// See [`head`].
+    fn cpu_head(
+        h: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
         targets: IntTensor<Self>,
         factor: f64,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+        wanted: loss::Wanted,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`linear`].
+    fn cpu_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`lora`].
+    fn cpu_lora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self>;
+
+    /// See [`dora`].
+    fn cpu_dora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self>;
 }
 
 type Primitive = FloatTensor<Flex>;
 
 fn floats(tensor: &Primitive) -> &[f32] {
     tensor.as_slice().expect("a contiguous f32 tensor: every operation here makes its inputs so")
+}
+
+fn shaped<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Primitive {
+    Flex::float_from_data(TensorData::new(values, shape), &Default::default())
 }
 
 fn like(values: Vec<f32>, tensor: &Primitive) -> Primitive {
@@ -185,12 +283,91 @@ impl CpuOps for Flex {
         like(attention::forward(floats(&q), floats(&k), floats(&v), turn, &heads).y, &q)
     }
 
-    fn cpu_cross_entropy(logits: Primitive, targets: IntTensor<Self>, factor: f64) -> (Primitive, Primitive) {
-        let mut logits = logits.to_contiguous();
+    fn cpu_head(
+        h: Primitive,
+        weight: Primitive,
+        targets: IntTensor<Self>,
+        factor: f64,
+        wanted: loss::Wanted,
+    ) -> (Primitive, Primitive, Primitive) {
+        let (h, weight) = (h.to_contiguous(), weight.to_contiguous());
         let targets: Vec<usize> = targets.into_data().iter::<u32>().map(|target| target as usize).collect();
-        let nll = loss::cross_entropy(logits.storage_mut(), &targets, factor as f32);
-        let shape = [nll.len()];
-        (logits, Flex::float_from_data(TensorData::new(nll, shape), &Default::default()))
+        let width = weight.shape()[1];
+        let given = loss::head(floats(&h), floats(&weight), &targets, factor as f32, wanted);
+        let [hidden, weight] = [given.hidden, given.weight].map(|values| {
+            let rows = values.len() / width.max(1);
+            shaped(values, [rows, width])
+        });
+        (shaped(given.nll, [targets.len()]), hidden, weight)
+    }
+
+    fn cpu_linear(x: Primitive, weight: Primitive) -> Primitive {
+        Linear::new(x, weight).forward()
+    }
+
+    fn cpu_lora(x: Primitive, weight: Primitive, a: Primitive, b: Primitive, scale: f64) -> Primitive {
+        Linear::new(x, weight).low(a, b, scale).forward()
+    }
+
+    fn cpu_dora(
+        x: Primitive,
+        weight: Primitive,
+        a: Primitive,
+        b: Primitive,
+        gain: Primitive,
+        scale: f64,
+    ) -> Primitive {
+        Linear::new(x, weight).low(a, b, scale).gain(gain).forward()
+    }
+}
+
+/// A linear layer with its input, and after forward what backward needs.
+#[derive(Clone, Debug)]
+struct Linear {
+    x: Primitive,
+    weight: Primitive,
+    low: Option<([Primitive; 2], f32)>,
+    gain: Option<Primitive>,
+    /// With LoRA: s·x·Aᵀ
+    h: Vec<f32>,
+    /// With DoRA: what it gave.
+    y: Option<Primitive>,
+}
+
+impl Linear {
+    fn new(x: Primitive, weight: Primitive) -> Self {
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        Self { x, weight, low: None, gain: None, h: Vec::new(), y: None }
+    }
+
+    fn low(self, a: Primitive, b: Primitive, scale: f64) -> Self {
+        Self { low: Some(([a.to_contiguous(), b.to_contiguous()], scale as f32)), ..self }
+    }
+
+    fn gain(self, gain: Primitive) -> Self {
+        Self { gain: Some(gain.to_contiguous()), ..self }
+    }
+
+    fn layer(&self) -> linear::Layer<'_> {
+        let low = self.low.as_ref().map(|(low, scale)| (low.each_ref().map(floats), *scale));
+        linear::Layer {
+            weight: floats(&self.weight),
+            inner: self.weight.shape()[1],
+            low: low.map(|([a, b], scale)| linear::Low { a, b, scale }),
+            gain: self.gain.as_ref().map(floats),
+        }
+    }
+
+    fn forward(&mut self) -> Primitive {
+        let (y, h) = self.layer().forward(floats(&self.x));
+        let y = shaped(y, [self.x.shape()[0], self.weight.shape()[0]]);
+        (self.h, self.y) = (h, self.gain.is_some().then(|| y.clone()));
+        y
+    }
+
+    fn backward(&self, dy: &Primitive, with_x: bool) -> linear::Gradients {
+        let y = self.y.as_ref().map_or(&[][..], floats);
+        self.layer().backward(floats(&self.x), &self.h, y, floats(dy), with_x)
     }
 }
 
@@ -236,6 +413,53 @@ impl Backward<Flex, 2> for ScaleColumnsBackward {
         let [x, factor] = ops.state;
         let (dx, dw) = rows::scale_columns_backward(floats(&x), floats(&factor), floats(&dy));
         register(grads, ids, [(dx, &x), (dw, &factor)]);
+    }
+}
+
+#[derive(Debug)]
+struct LinearBackward;
+
+impl Backward<Flex, 1> for LinearBackward {
+    type State = Linear;
+
+    fn backward(self, ops: Ops<Linear, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let (layer, ids) = (ops.state, ops.parents.map(|parent| parent.map(|node| node.id)));
+        let found = layer.backward(&dy, true);
+        register(grads, ids, [(found.x, &layer.x)]);
+    }
+}
+
+#[derive(Debug)]
+struct LoraBackward;
+
+impl Backward<Flex, 3> for LoraBackward {
+    type State = Linear;
+
+    fn backward(self, ops: Ops<Linear, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let (layer, ids) = (ops.state, ops.parents.map(|parent| parent.map(|node| node.id)));
+        let found = layer.backward(&dy, ids[0].is_some());
+        if let Some(([a, b], _)) = &layer.low {
+            register(grads, ids, [(found.x, &layer.x), (found.a, a), (found.b, b)]);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct DoraBackward;
+
+impl Backward<Flex, 4> for DoraBackward {
+    type State = Linear;
+
+    fn backward(self, ops: Ops<Linear, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let (layer, ids) = (ops.state, ops.parents.map(|parent| parent.map(|node| node.id)));
+        let found = layer.backward(&dy, ids[0].is_some());
+        if let (Some(([a, b], _)), Some(gain)) = (&layer.low, &layer.gain) {
+            let all = [(found.x, &layer.x), (found.a, a), (found.b, b), (found.gain, gain)];
+            register(grads, ids, all);
+        }
     }
 }
 
@@ -321,12 +545,60 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
         }
     }
 
-    fn cpu_cross_entropy(
-        logits: FloatTensor<Self>,
+    fn cpu_head(
+        h: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
         targets: IntTensor<Self>,
         factor: f64,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (gradient, nll) = Flex::cpu_cross_entropy(logits.into_primitive(), targets, factor);
-        (<Self as AutodiffBackend>::from_inner(gradient), <Self as AutodiffBackend>::from_inner(nll))
+        wanted: loss::Wanted,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let inner = <Self as AutodiffBackend>::from_inner;
+        let (h, weight) = (h.into_primitive(), weight.into_primitive());
+        let (nll, hidden, weight) = Flex::cpu_head(h, weight, targets, factor, wanted);
+        (inner(nll), inner(hidden), inner(weight))
+    }
+
+    fn cpu_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, node) = x.into_parts();
+        let mut layer = Linear::new(x, weight.into_primitive());
+        let y = layer.forward();
+        match LinearBackward.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(layer, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn cpu_lora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        let ((x, x_node), (a, a_node), (b, b_node)) = (x.into_parts(), a.into_parts(), b.into_parts());
+        let mut layer = Linear::new(x, weight.into_primitive()).low(a, b, scale);
+        let y = layer.forward();
+        match LoraBackward.prepare::<C>([x_node, a_node, b_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(layer, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn cpu_dora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        let ((x, x_node), (a, a_node), (b, b_node)) = (x.into_parts(), a.into_parts(), b.into_parts());
+        let (gain, gain_node) = gain.into_parts();
+        let mut layer = Linear::new(x, weight.into_primitive()).low(a, b, scale).gain(gain);
+        let y = layer.forward();
+        match DoraBackward.prepare::<C>([x_node, a_node, b_node, gain_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(layer, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 
-use crate::cpu;
+use crate::cpu::{self, loss::Wanted};
 use crate::sum::total;
 
 /// Elements of the logits of one chunk: 32 MiB in f32.
@@ -36,6 +36,12 @@ pub fn cross_entropy(
     factor: f64,
     weight_grad: bool,
 ) -> CrossEntropy {
+    if cpu::serves(h) && w.dtype() == DType::F32 {
+        let wanted = if weight_grad { Wanted::Weight } else { Wanted::Hidden };
+        let given = cpu::head(h.clone(), w.clone(), targets.clone(), factor, wanted);
+        let weight = weight_grad.then_some(given.weight);
+        return CrossEntropy { sum: total(given.nll), hidden: given.hidden, weight };
+    }
     let (mut sums, mut hidden, mut weight) = (Vec::new(), Vec::new(), None::<Tensor<2>>);
     for (h, targets) in chunks(h, w, targets) {
         let (g, nll) = softmax_gradient(logits(&h, w), targets, factor);
@@ -56,13 +62,11 @@ pub fn cross_entropy(
 /// The negative log likelihood of each target, `[n]`, f32.
 #[must_use]
 pub fn nll(h: &Tensor<2>, w: &Tensor<2>, targets: &Tensor<1, Int>) -> Tensor<1> {
-    let parts = chunks(h, w, targets).map(|(h, targets)| {
-        let logits = logits(&h, w);
-        if cpu::serves(&logits) {
-            return cpu::cross_entropy(logits, targets, 0.0).1;
-        }
-        softmax(logits, &targets.unsqueeze_dim(1)).nll.squeeze_dim(1)
-    });
+    if cpu::serves(h) && w.dtype() == DType::F32 {
+        return cpu::head(h.clone(), w.clone(), targets.clone(), 0.0, Wanted::Loss).nll;
+    }
+    let parts = chunks(h, w, targets)
+        .map(|(h, targets)| softmax(logits(&h, w), &targets.unsqueeze_dim(1)).nll.squeeze_dim(1));
     joined(parts.collect())
 }
 
@@ -72,9 +76,6 @@ fn logits(h: &Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
 
 /// factor · (softmax − onehot), `[n, vocab]`, and the negative log likelihoods, `[n]`.
 fn softmax_gradient(logits: Tensor<2>, targets: Tensor<1, Int>, factor: f64) -> (Tensor<2>, Tensor<1>) {
-    if cpu::serves(&logits) {
-        return cpu::cross_entropy(logits, targets, factor);
-    }
     let targets = targets.unsqueeze_dim(1);
     let Softmax { nll, exp, norm } = softmax(logits, &targets);
     let one = Tensor::<2>::full([exp.dims()[0], 1], -factor, &exp.device());

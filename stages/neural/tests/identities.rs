@@ -502,6 +502,47 @@ fn the_fused_gain_equals_the_plain_one() {
 }
 
 #[test]
+fn the_fused_layer_equals_the_plain_one_with_every_gradient() {
+    let device = Device::flex();
+    let (n, inner, out, rank, scale) = (70, 40, 90, 4, 1.5);
+    let weight = tensor(&random(1, out * inner, 0.3), [out, inner], &device);
+    let mut gain = random(5, out, 2.0);
+    gain[3] = 0.0; // what it gives says nothing of this column
+    let g = tensor(&random(6, n * out, 1.0), [n, out], &device);
+    for (kind, tracked) in [("bare", true), ("lora", true), ("lora", false), ("dora", true), ("dora", false)]
+    {
+        let result = |fused: bool| {
+            let x = tensor(&random(2, n * inner, 1.0), [n, inner], &device);
+            let x = if tracked { x.autodiff().require_grad() } else { x };
+            let leaf = |seed, shape: [usize; 2]| {
+                tensor(&random(seed, shape[0] * shape[1], 0.5), shape, &device).autodiff().require_grad()
+            };
+            let (a, b) = (leaf(3, [rank, inner]), leaf(4, [out, rank]));
+            let m: Tensor<1> = tensor(&gain, [out], &device).autodiff().require_grad();
+            let low = [a.clone(), b.clone()];
+            let product = x.clone().matmul(weight.clone().transpose());
+            let branch = || (x.clone().matmul(a.clone().transpose()) * scale).matmul(b.clone().transpose());
+            let y = match (kind, fused) {
+                ("bare", true) => cpu::linear(x.clone(), weight.clone()),
+                ("bare", false) => product,
+                ("lora", true) => cpu::lora(x.clone(), weight.clone(), low, scale),
+                ("lora", false) => product + branch(),
+                (_, true) => cpu::dora(x.clone(), weight.clone(), low, m.clone(), scale),
+                (_, false) => (product + branch()) * m.clone().unsqueeze_dim(0),
+            };
+            let grads = (y.clone() * g.clone()).sum().backward();
+            let of = |x: &Tensor<2>| x.grad(&grads).map_or_else(Vec::new, read);
+            let of_gain = m.grad(&grads).map_or_else(Vec::new, read);
+            [read(y), of(&x), of(&a), of(&b), of_gain]
+        };
+        for (at, (fused, plain)) in result(true).iter().zip(result(false)).enumerate() {
+            let far = relative(fused, &plain);
+            assert!(far <= 2e-6, "{kind}, x tracked {tracked}, {at}: {far}");
+        }
+    }
+}
+
+#[test]
 fn the_fused_attention_equals_the_plain_one() {
     let device = Device::flex();
     let model = llama(&device);

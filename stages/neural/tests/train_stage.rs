@@ -274,7 +274,8 @@ fn a_shared_out_optimizer_gives_the_bits_of_one_on_the_host() {
     bench.run("shared", &shared);
     assert_eq!(tree(&bench.out("host")), tree(&bench.out("shared")));
     // where norms do not decay and matrices do
-    let full = with(settings.clone(), json!({ "method": "full", "loraplus_ratio": 1.0, "weight_decay": 0.1 }));
+    let full =
+        with(settings.clone(), json!({ "method": "full", "loraplus_ratio": 1.0, "weight_decay": 0.1 }));
     bench.run("full-host", &full);
     bench.run("full-shared", &with(full, json!({ "zero": 1 })));
     assert_eq!(tree(&bench.out("full-host")), tree(&bench.out("full-shared")));

@@ -60,7 +60,9 @@ impl Dora {
             let moved = scaled(base.product(dropped.clone()), gain.clone());
             return base.product(x) + moved + scaled(self.lora.branch(dropped), gain + 1.0);
         }
-        scaled(base.product(x.clone()) + self.lora.branch(x), gain + 1.0)
+        let gain = gain + 1.0;
+        let fused = self.lora.fused(base, &x, Some(gain.clone().squeeze_dim(0)));
+        fused.unwrap_or_else(|| scaled(base.product(x.clone()) + self.lora.branch(x), gain))
     }
 }
 

@@ -48,7 +48,13 @@ impl Lora {
     /// x `[n, in]` → `[n, out]`
     #[must_use]
     pub fn forward(&self, base: &Base, x: Tensor<2>) -> Tensor<2> {
-        base.product(x.clone()) + self.branch(self.dropout.apply(x))
+        let fused = if self.dropout.active() { None } else { self.fused(base, &x, None) };
+        fused.unwrap_or_else(|| base.product(x.clone()) + self.branch(self.dropout.apply(x)))
+    }
+
+    /// Without dropout, in one operation where there is one.
+    pub(super) fn fused(&self, base: &Base, x: &Tensor<2>, gain: Option<Tensor<1>>) -> Option<Tensor<2>> {
+        base.adapted(x, [&self.a, &self.b], gain, self.scale)
     }
 
     /// s·B(Ax): scaled where it is narrowest.

@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::product::{Cores, Part, product_into};
 use super::rows::{exp, sum2};
 
 /// Queries of a block.
@@ -122,64 +122,6 @@ fn turned_back(
     }
 }
 
-/// A matrix inside a slice.
-#[derive(Clone, Copy)]
-struct Part<'a> {
-    values: &'a [f32],
-    /// Elements from one row to the next.
-    row: usize,
-    /// Elements from one column to the next.
-    column: usize,
-}
-
-impl<'a> Part<'a> {
-    fn rows(values: &'a [f32], width: usize) -> Self {
-        Self { values, row: width, column: 1 }
-    }
-
-    fn transposed(self) -> Self {
-        Self { row: self.column, column: self.row, ..self }
-    }
-
-    /// Whether it holds so many rows and columns.
-    fn holds(&self, rows: usize, columns: usize) -> bool {
-        rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.values.len()
-    }
-}
-
-/// to = a·b, or to += a·b; `to` is `[m, n]` with rows of `width`.
-fn product(to: &mut [f32], width: usize, add: bool, [m, k, n]: [usize; 3], a: Part<'_>, b: Part<'_>) {
-    assert!(
-        a.holds(m, k) && b.holds(k, n) && Part::rows(to, width).holds(m, n),
-        "{m}×{k}×{n} is out of bounds"
-    );
-    let stride = |elements: usize| isize::try_from(elements).expect("strides are far below 2^63");
-    // SAFETY: all three matrices lie within their slices, as was just asked, and `to` is borrowed alone.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            to.as_mut_ptr(),
-            1,
-            stride(width),
-            add,
-            a.values.as_ptr(),
-            stride(a.column),
-            stride(a.row),
-            b.values.as_ptr(),
-            stride(b.column),
-            stride(b.row),
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
-}
-
 /// What forward keeps of a row of weights: they are exp(score − max)·scale.
 type Row = [f32; 2];
 
@@ -253,13 +195,14 @@ fn forward_heads(
             let (n, keys) = (to - block, to - from);
             let scores = &mut scores[..n * keys];
             let queries = Part::rows(&qh[block * dim..], dim);
-            product(
+            product_into(
                 scores,
                 keys,
                 false,
                 [n, dim, keys],
                 queries,
                 Part::rows(&kh[from * dim..], dim).transposed(),
+                Cores::One,
             );
             for (t, row) in (block..to).zip(scores.chunks_exact_mut(keys)) {
                 rows.push([0.0, 0.0]);
@@ -267,7 +210,15 @@ fn forward_heads(
                 softmax(row, h.first(starts, t) - from, t + 1 - from, kept);
             }
             let values = Part::rows(&v[from * kw + kv * dim..], kw);
-            product(&mut y[block * dim..], dim, false, [n, keys, dim], Part::rows(scores, keys), values);
+            product_into(
+                &mut y[block * dim..],
+                dim,
+                false,
+                [n, keys, dim],
+                Part::rows(scores, keys),
+                values,
+                Cores::One,
+            );
         }
     }
     (y, rows)
@@ -353,8 +304,8 @@ fn backward_heads(
             let (queries, key) = (Part::rows(&qh[block * dim..], dim), Part::rows(&kh[from * dim..], dim));
             let dy = Part::rows(&dy[block * qw + head * dim..], qw);
             let values = Part::rows(&seen.v[from * kw + kv * dim..], kw);
-            product(weights, keys, false, [n, dim, keys], queries, key.transposed());
-            product(ds, keys, false, [n, dim, keys], dy, values.transposed());
+            product_into(weights, keys, false, [n, dim, keys], queries, key.transposed(), Cores::One);
+            product_into(ds, keys, false, [n, dim, keys], dy, values.transposed(), Cores::One);
             let rows = weights.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
             for (t, (weights, ds)) in (block..to).zip(rows) {
                 softmax_backward(
@@ -366,9 +317,25 @@ fn backward_heads(
                 );
             }
             let (weights, ds) = (Part::rows(weights, keys), Part::rows(ds, keys));
-            product(&mut dv[from * dim..], dim, true, [keys, n, dim], weights.transposed(), dy);
-            product(&mut dqh[block * dim..], dim, false, [n, keys, dim], ds, key);
-            product(&mut dkh[from * dim..], dim, true, [keys, n, dim], ds.transposed(), queries);
+            product_into(
+                &mut dv[from * dim..],
+                dim,
+                true,
+                [keys, n, dim],
+                weights.transposed(),
+                dy,
+                Cores::One,
+            );
+            product_into(&mut dqh[block * dim..], dim, false, [n, keys, dim], ds, key, Cores::One);
+            product_into(
+                &mut dkh[from * dim..],
+                dim,
+                true,
+                [keys, n, dim],
+                ds.transposed(),
+                queries,
+                Cores::One,
+            );
         }
         turned_back(&dqh, (dim, 0), h, turn, scale, dq);
     }

@@ -1,16 +1,84 @@
-//! Softmax cross entropy over rows of logits, forward and gradient in one visit of each row: a row
-//! of a vocabulary fits the processor's cache, its chunk of rows does not.
+//! The head with softmax cross entropy, forward and gradient: the logits of a chunk of rows in memory that
+//! every chunk uses again. Cross entropy and its gradient are made in one visit of each row: a row of a
+//! vocabulary fits the processor's cache, its chunk of rows does not.
 
 use rayon::prelude::*;
 
+use super::product::{Cores, Part, product, product_into};
 use super::rows::{exp, sum2};
+
+/// Elements of the logits of one chunk: 32 MiB.
+const CHUNK: usize = 8 << 20;
+
+/// What [`head`] is to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The loss alone.
+    Loss,
+    /// With the gradient of the hidden states.
+    Hidden,
+    /// With that of the weight as well.
+    Weight,
+}
+
+/// What [`head`] gives; what was not wanted is empty.
+pub struct Head {
+    /// The negative log likelihood of each target, `[n]`
+    pub nll: Vec<f32>,
+    /// `factor · ∂Σnll/∂h`, `[n, hidden]`
+    pub hidden: Vec<f32>,
+    /// `factor · ∂Σnll/∂W`, `[vocab, hidden]`
+    pub weight: Vec<f32>,
+}
+
+/// The cross entropy of `targets` under softmax(h·Wᵀ).
+///
+/// # Shapes
+/// h `[n, hidden]`, weight `[vocab, hidden]`, targets `[n]`, each below `vocab`
+#[must_use]
+pub fn head(h: &[f32], weight: &[f32], targets: &[usize], factor: f32, wanted: Wanted) -> Head {
+    let n = targets.len();
+    let width = h.len() / n.max(1);
+    let vocab = weight.len() / width.max(1);
+    let rows = (CHUNK / vocab.max(1)).clamp(1, n.max(1));
+    let mut logits = Vec::new();
+    let mut given = Head { nll: Vec::with_capacity(n), hidden: Vec::new(), weight: Vec::new() };
+    if wanted != Wanted::Loss {
+        given.hidden = vec![0.0; n * width];
+    }
+    if wanted == Wanted::Weight {
+        given.weight = vec![0.0; weight.len()];
+    }
+    let w = Part::rows(weight, width);
+    for (chunk, (h, targets)) in h.chunks(rows * width).zip(targets.chunks(rows)).enumerate() {
+        let m = targets.len();
+        let (size, h_rows) = ([m, width, vocab], Part::rows(h, width));
+        if chunk == 0 {
+            logits = product(size, 1.0, h_rows, w.transposed(), Cores::All);
+        } else {
+            product_into(&mut logits, vocab, false, size, h_rows, w.transposed(), Cores::All);
+        }
+        let logits = &mut logits[..m * vocab];
+        given.nll.extend(cross_entropy(logits, targets, factor));
+        let gradient = Part::rows(logits, vocab);
+        if wanted != Wanted::Loss {
+            let to = &mut given.hidden[chunk * rows * width..][..m * width];
+            product_into(to, width, false, [m, vocab, width], gradient, w, Cores::All);
+        }
+        if wanted == Wanted::Weight {
+            let size = [vocab, m, width];
+            product_into(&mut given.weight, width, true, size, gradient.transposed(), h_rows, Cores::All);
+        }
+    }
+    given
+}
 
 /// Turns every row of `logits` into `factor · (softmax − onehot(target))` and gives the rows'
 /// negative log likelihoods.
 ///
 /// # Shapes
 /// logits `[n, vocab]`, targets `[n]`, each below `vocab` → `[n]`
-pub fn cross_entropy(logits: &mut [f32], targets: &[usize], factor: f32) -> Vec<f32> {
+fn cross_entropy(logits: &mut [f32], targets: &[usize], factor: f32) -> Vec<f32> {
     let mut nll = vec![0.0; targets.len()];
     let vocab = logits.len() / targets.len().max(1);
     logits

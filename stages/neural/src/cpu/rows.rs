@@ -110,6 +110,22 @@ widest! {
     }
 }
 
+/// x∘w, one factor a column, in place.
+pub fn scale_columns_in_place(x: &mut [f32], factor: &[f32]) {
+    x.par_chunks_mut(rows_a_task(factor.len()) * factor.len())
+        .for_each(|x| scale_columns_in_place_rows(x, factor));
+}
+
+widest! {
+    fn scale_columns_in_place_rows(x: &mut [f32], factor: &[f32]) {
+        for x in x.chunks_exact_mut(factor.len()) {
+            for (x, factor) in x.iter_mut().zip(factor) {
+                *x *= factor;
+            }
+        }
+    }
+}
+
 /// ∂x = ∂y∘w, ∂w = Σ rows ∂y∘x
 pub fn scale_columns_backward(x: &[f32], factor: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let columns = factor.len();

@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 
 use super::Visitor;
 use crate::adapter::Adapter;
+use crate::cpu;
 use crate::packed_linear::PackedWeight;
 
 /// The weight of a linear layer, `[out, in]`.
@@ -27,12 +28,40 @@ impl Base {
     #[must_use]
     pub fn product(&self, x: Tensor<2>) -> Tensor<2> {
         match self {
+            Self::Float(weight) if self.is_fused(&x) => cpu::linear(x, weight.clone()),
             Self::Float(weight) => {
                 let weight = weight.clone().cast(x.dtype());
                 x.matmul(weight.transpose())
             }
             Self::Packed(weight) => weight.forward(x),
         }
+    }
+
+    /// Whether the CPU backend's own operations serve: for frozen floats.
+    fn is_fused(&self, x: &Tensor<2>) -> bool {
+        let Self::Float(weight) = self else { return false };
+        cpu::serves(x) && cpu::serves(weight) && !weight.is_require_grad()
+    }
+
+    /// x·Wᵀ + s·(x·Aᵀ)·Bᵀ, times the gain of each output where there is one, in one operation; `None` where
+    /// there is none for it.
+    ///
+    /// # Shapes
+    /// x `[n, in]`, a `[r, in]`, b `[out, r]`, gain `[out]` → `[n, out]`
+    #[must_use]
+    pub fn adapted(
+        &self,
+        x: &Tensor<2>,
+        [a, b]: [&Tensor<2>; 2],
+        gain: Option<Tensor<1>>,
+        scale: f64,
+    ) -> Option<Tensor<2>> {
+        let Self::Float(weight) = self else { return None };
+        let (weight, low) = (weight.clone(), [a.clone(), b.clone()]);
+        self.is_fused(x).then(|| match gain {
+            None => cpu::lora(x.clone(), weight, low, scale),
+            Some(gain) => cpu::dora(x.clone(), weight, low, gain, scale),
+        })
     }
 }
 

@@ -1,0 +1,135 @@
+//! A linear layer with a frozen weight, bare or with an adapter, forward and backward on slices: all
+//! products write or add in place, so that nothing is filled, copied, added or scaled besides.
+//!
+//! LoRA: y = x·Wᵀ + h·Bᵀ, h = s·x·Aᵀ. DoRA: y = g∘(x·Wᵀ + h·Bᵀ), one gain g a column.
+
+use super::product::{Cores, Part, product, product_into};
+use super::rows;
+
+/// A frozen weight and what stands beside it.
+#[derive(Clone, Copy)]
+pub struct Layer<'a> {
+    /// W, `[out, in]`
+    pub weight: &'a [f32],
+    /// in
+    pub inner: usize,
+    /// LoRA's part.
+    pub low: Option<Low<'a>>,
+    /// DoRA's gain, `[out]`
+    pub gain: Option<&'a [f32]>,
+}
+
+/// LoRA's matrices.
+#[derive(Clone, Copy)]
+pub struct Low<'a> {
+    /// A, `[r, in]`
+    pub a: &'a [f32],
+    /// B, `[out, r]`
+    pub b: &'a [f32],
+    /// s
+    pub scale: f32,
+}
+
+/// Gradients; of what no one asked for, or is not there, empty.
+#[derive(Default)]
+pub struct Gradients {
+    /// `[n, in]`
+    pub x: Vec<f32>,
+    /// `[r, in]`
+    pub a: Vec<f32>,
+    /// `[out, r]`
+    pub b: Vec<f32>,
+    /// `[out]`
+    pub gain: Vec<f32>,
+}
+
+impl Layer<'_> {
+    fn out(&self) -> usize {
+        self.weight.len() / self.inner.max(1)
+    }
+
+    fn rank(&self, low: &Low<'_>) -> usize {
+        low.a.len() / self.inner.max(1)
+    }
+
+    /// y and, with LoRA, h.
+    ///
+    /// # Shapes
+    /// x `[n, in]` → `[n, out]`, `[n, r]`
+    #[must_use]
+    pub fn forward(&self, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (out, inner) = (self.out(), self.inner);
+        let n = x.len() / inner.max(1);
+        let (rows, weight) = (Part::rows(x, inner), Part::rows(self.weight, inner));
+        let mut y = product([n, inner, out], 1.0, rows, weight.transposed(), Cores::All);
+        let mut h = Vec::new();
+        if let Some(low) = &self.low {
+            let rank = self.rank(low);
+            let (a, b) = (Part::rows(low.a, inner).transposed(), Part::rows(low.b, rank).transposed());
+            h = product([n, inner, rank], low.scale, rows, a, Cores::All);
+            product_into(&mut y, out, true, [n, rank, out], Part::rows(&h, rank), b, Cores::All);
+        }
+        if let Some(gain) = self.gain {
+            rows::scale_columns_in_place(&mut y, gain);
+        }
+        (y, h)
+    }
+
+    /// Gradients from that of y; that of x only where it is asked for. With DoRA y itself is needed.
+    ///
+    /// # Shapes
+    /// x `[n, in]`, h `[n, r]`, y and dy `[n, out]`
+    #[must_use]
+    pub fn backward(&self, x: &[f32], h: &[f32], y: &[f32], dy: &[f32], with_x: bool) -> Gradients {
+        let (out, inner) = (self.out(), self.inner);
+        let n = x.len() / inner.max(1);
+        let mut gradients = Gradients::default();
+        let scaled;
+        let dz = match self.gain {
+            None => dy,
+            Some(gain) => {
+                (scaled, gradients.gain) = rows::scale_columns_backward(y, gain, dy);
+                self.unscale(&mut gradients.gain, x, h, dy);
+                &scaled[..]
+            }
+        };
+        let (rows, dz) = (Part::rows(x, inner), Part::rows(dz, out));
+        if with_x {
+            gradients.x = product([n, out, inner], 1.0, dz, Part::rows(self.weight, inner), Cores::All);
+        }
+        if let Some(low) = &self.low {
+            let rank = self.rank(low);
+            let dh = product([n, out, rank], low.scale, dz, Part::rows(low.b, rank), Cores::All);
+            let (dh, h) = (Part::rows(&dh, rank), Part::rows(h, rank));
+            if with_x {
+                let a = Part::rows(low.a, inner);
+                product_into(&mut gradients.x, inner, true, [n, rank, inner], dh, a, Cores::All);
+            }
+            gradients.a = product([rank, n, inner], 1.0, dh.transposed(), rows, Cores::All);
+            gradients.b = product([out, n, rank], 1.0, dz.transposed(), h, Cores::All);
+        }
+        gradients
+    }
+
+    /// Σ ∂y∘y by column → Σ ∂y∘z, where y = g∘z. Where g is 0, y has forgotten z, and it is made again.
+    fn unscale(&self, sums: &mut [f32], x: &[f32], h: &[f32], dy: &[f32]) {
+        let (out, inner) = (self.out(), self.inner);
+        for (column, (sum, &gain)) in sums.iter_mut().zip(self.gain.unwrap_or_default()).enumerate() {
+            if gain != 0.0 {
+                *sum /= gain;
+                continue;
+            }
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+            let weight = &self.weight[column * inner..][..inner];
+            let low = self.low.map(|low| {
+                let rank = self.rank(&low);
+                (rank, &low.b[column * rank..][..rank])
+            });
+            let z = |row: usize| {
+                let base = dot(&x[row * inner..][..inner], weight);
+                base + low.map_or(0.0, |(rank, b)| dot(&h[row * rank..][..rank], b))
+            };
+            *sum = (0..dy.len() / out).map(|row| dy[row * out + column] * z(row)).sum();
+        }
+    }
+}
