@@ -57,8 +57,12 @@ pub struct Estimate {
     pub temporary: u64,
 }
 
-/// Elements of the logits of one chunk; as in `neural::loss`.
-const LOGITS_CHUNK: u64 = 8 << 20;
+/// Elements of the logits of one chunk, and how many tensors of them there are at a time; as in
+/// `neural::loss`.
+const LOGITS: (u64, u64) = (8 << 20, 3);
+
+/// The same of the fused operation; as in `neural::cpu::loss`.
+const FUSED_LOGITS: (u64, u64) = (32 << 20, 1);
 
 impl Estimate {
     /// For a model and settings.
@@ -241,8 +245,10 @@ fn activations(config: &LlamaConfig, training: &Training, blocks: u64) -> u64 {
 fn logits(config: &LlamaConfig, training: &Training) -> u64 {
     let vocab = config.vocab_size as u64;
     let tokens = training.rows * training.length;
-    let rows = (LOGITS_CHUNK / vocab).max(1).min(tokens);
-    let chunk = rows * vocab * 4 * 3;
+    let fused = training.fused && training.element == 4;
+    let (elements, tensors) = if fused { FUSED_LOGITS } else { LOGITS };
+    let rows = (elements / vocab).max(1).min(tokens);
+    let chunk = rows * vocab * 4 * tensors;
     let hidden = tokens * config.hidden_size as u64 * training.element * 3;
     chunk + hidden
 }

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use super::product::{Cores, Part, product, product_into};
 use super::rows::{exp, sum2};
 
-/// Elements of the logits of one chunk: 32 MiB.
-const CHUNK: usize = 8 << 20;
+/// Elements of the logits of one chunk: 128 MiB. For every chunk `gemm` lays the whole weight out anew.
+const CHUNK: usize = 32 << 20;
 
 /// What [`head`] is to give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +37,15 @@ pub struct Head {
 /// h `[n, hidden]`, weight `[vocab, hidden]`, targets `[n]`, each below `vocab`
 #[must_use]
 pub fn head(h: &[f32], weight: &[f32], targets: &[usize], factor: f32, wanted: Wanted) -> Head {
+    let vocab = weight.len() * targets.len() / h.len().max(1);
+    in_chunks(h, weight, targets, factor, wanted, (CHUNK / vocab.max(1)).max(1))
+}
+
+/// [`head`] with so many rows at a time.
+fn in_chunks(h: &[f32], weight: &[f32], targets: &[usize], factor: f32, wanted: Wanted, rows: usize) -> Head {
     let n = targets.len();
     let width = h.len() / n.max(1);
     let vocab = weight.len() / width.max(1);
-    let rows = (CHUNK / vocab.max(1)).clamp(1, n.max(1));
     let mut logits = Vec::new();
     let mut given = Head { nll: Vec::with_capacity(n), hidden: Vec::new(), weight: Vec::new() };
     if wanted != Wanted::Loss {
@@ -108,5 +113,33 @@ widest! {
             *x *= scale;
         }
         row[target] -= factor;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_change_nothing_but_the_order_of_sums() {
+        let (n, width, vocab) = (7, 5, 30);
+        let mut random = crate::batch::SplitMix64(1);
+        let mut values = |n: usize| {
+            (0..n).map(|_| (random.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect::<Vec<_>>()
+        };
+        let (h, weight) = (values(n * width), values(vocab * width));
+        let targets: Vec<usize> = (0..n).map(|row| row * 4).collect();
+        let whole = in_chunks(&h, &weight, &targets, 0.5, Wanted::Weight, n);
+        let far = |a: &[f32], b: &[f32]| {
+            assert_eq!(a.len(), b.len());
+            a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        for rows in [1, 2, 3] {
+            let parts = in_chunks(&h, &weight, &targets, 0.5, Wanted::Weight, rows);
+            assert!(far(&parts.nll, &whole.nll) < 1e-6 && far(&parts.hidden, &whole.hidden) < 1e-6);
+            assert!(far(&parts.weight, &whole.weight) < 1e-6);
+        }
+        let loss = in_chunks(&h, &weight, &targets, 0.0, Wanted::Loss, 2);
+        assert!(far(&loss.nll, &whole.nll) < 1e-6 && loss.hidden.is_empty() && loss.weight.is_empty());
     }
 }
