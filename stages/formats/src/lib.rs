@@ -23,6 +23,7 @@ mod error;
 pub mod estimate;
 pub mod example;
 mod json;
+mod mapped;
 pub mod nf4;
 pub mod rows;
 pub mod run;

@@ -3,13 +3,17 @@
 //!
 //! It does not know how tokens came about.
 
+mod write;
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::json::{text, write_durably};
-use crate::weights::{Tensor, Weights, save};
+use crate::weights::Weights;
 use crate::{Error, Result};
+
+pub use write::TokenWriter;
 
 /// The label of a token that does not count in the loss.
 pub const IGNORED: i64 = -100;
@@ -100,38 +104,14 @@ impl TokenSet {
         Ok(lengths.into_iter().filter_map(|length| usize::try_from(length).ok()).max().unwrap_or(0))
     }
 
-    /// Writes a split.
+    /// Writes a split that is in memory.
     ///
     /// # Errors
-    /// If the disk says no, or a prompt is longer than its row.
+    /// Those of [`TokenWriter`].
     pub fn write(&self, path: &Path) -> Result<()> {
-        if let Some(at) = self.rows.iter().position(|row| row.prompt_len > row.ids.len()) {
-            return Err(Error::new(path, format!("row {}: the prompt is longer than the row", at + 1)));
-        }
-        let ids: Vec<u8> =
-            self.rows.iter().flat_map(|row| &row.ids).flat_map(|id| id.to_le_bytes()).collect();
-        let lengths: Vec<i64> = self.rows.iter().map(|row| row.ids.len() as i64).collect();
-        let prompts: Vec<i64> = self.rows.iter().map(|row| row.prompt_len as i64).collect();
-        let ids = Tensor {
-            name: "ids".into(),
-            dtype: crate::weights::Stored::U32,
-            shape: vec![ids.len() / 4],
-            data: ids.into(),
-        };
-        let mut tensors = vec![
-            ids,
-            Tensor::i64("lengths", [lengths.len()], &lengths),
-            Tensor::i64("prompt_lengths", [prompts.len()], &prompts),
-            Tensor::u8("mask_prompt", [1], vec![self.mask_prompt.into()]),
-        ];
-        // Only chats have turns, and only they are written down.
-        if self.rows.iter().any(|row| !row.turns.is_empty()) {
-            let counts: Vec<i64> = self.rows.iter().map(|row| row.turns.len() as i64).collect();
-            let turns: Vec<i64> = self.rows.iter().flat_map(|row| &row.turns).map(|&at| at as i64).collect();
-            tensors.push(Tensor::i64("turn_counts", [counts.len()], &counts));
-            tensors.push(Tensor::i64("turns", [turns.len()], &turns));
-        }
-        save(path, tensors, &[])
+        let mut writer = TokenWriter::create(path, self.mask_prompt)?;
+        self.rows.iter().try_for_each(|row| writer.push(row))?;
+        writer.finish()
     }
 
     /// A row's labels, one a token, not shifted: the token itself, or [`IGNORED`].
@@ -251,6 +231,37 @@ mod tests {
         assert_eq!(whole.labels(&whole.rows[1]), [10, 11, 12, 13, 14, 15, 16]);
         let none = TokenRow::of_turns(vec![1, 2], &[false, false]);
         assert_eq!((none.prompt_len, none.counts(1)), (2, false));
+    }
+
+    #[test]
+    fn a_split_is_the_file_that_its_tensors_give_in_one_go() {
+        use crate::weights::{Stored, Tensor, save};
+        let folder = tempfile::tempdir().unwrap();
+        let (rows, whole) = (folder.path().join("rows.safetensors"), folder.path().join("whole.safetensors"));
+        let plain = TokenRow { ids: vec![1, 2], prompt_len: 1, turns: Vec::new() };
+        let chat = TokenRow { ids: vec![3, 4, 70_000], prompt_len: 0, turns: vec![1, 2] };
+        let data = [1u32, 2, 3, 4, 70_000].map(u32::to_le_bytes).concat();
+        let ids =
+            |n| Tensor { name: "ids".into(), dtype: Stored::U32, shape: vec![n], data: data[..4 * n].into() };
+        let mask = Tensor::u8("mask_prompt", [1], vec![1]);
+        let lists = |lists: &[(&str, &[i64])]| {
+            lists.iter().map(|(name, values)| Tensor::i64(*name, [values.len()], values)).collect::<Vec<_>>()
+        };
+        let mut tensors = vec![ids(2)];
+        tensors.extend(lists(&[("lengths", &[2]), ("prompt_lengths", &[1])]));
+        tensors.push(mask.clone());
+        save(&whole, tensors, &[]).unwrap();
+        TokenSet { rows: vec![plain.clone()], mask_prompt: true }.write(&rows).unwrap();
+        assert_eq!(std::fs::read(&rows).unwrap(), std::fs::read(&whole).unwrap());
+
+        let mut tensors = vec![ids(5)];
+        tensors.extend(lists(&[("lengths", &[2, 3]), ("prompt_lengths", &[1, 0])]));
+        tensors.push(mask);
+        tensors.extend(lists(&[("turn_counts", &[0, 2]), ("turns", &[1, 2])]));
+        save(&whole, tensors, &[]).unwrap();
+        TokenSet { rows: vec![plain, chat], mask_prompt: true }.write(&rows).unwrap();
+        assert_eq!(std::fs::read(&rows).unwrap(), std::fs::read(&whole).unwrap());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no scratch file is left");
     }
 
     #[test]

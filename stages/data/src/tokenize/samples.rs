@@ -5,20 +5,25 @@ use std::fs;
 use std::path::Path;
 
 use contract::{StageError, at};
-use formats::tokens::TokenSet;
+use formats::tokens::TokenRow;
 use tokenizers::Tokenizer;
 
 /// How many rows are shown.
-const ROWS: usize = 8;
+pub const ROWS: usize = 8;
 
-/// Writes the first rows of `set` to `path`.
-pub fn write(path: &Path, set: &TokenSet, tokenizer: &Tokenizer) -> Result<(), StageError> {
+/// Writes the first rows of a split to `path`.
+pub fn write(
+    path: &Path,
+    rows: &[TokenRow],
+    mask_prompt: bool,
+    tokenizer: &Tokenizer,
+) -> Result<(), StageError> {
     let mut text = String::from(
         "The first rows as the model gets them, decoded from their token ids.\n\
          ⟦masked⟧ … ⟦/masked⟧ is read by the model but does not count in the loss.\n",
     );
-    for (number, row) in (1..).zip(set.rows.iter().take(ROWS)) {
-        let counts = |at: usize| !set.mask_prompt || row.counts(at);
+    for (number, row) in (1..).zip(rows) {
+        let counts = |at: usize| !mask_prompt || row.counts(at);
         let decode = |ids: &[u32]| {
             tokenizer.decode(ids, false).map_err(|error| StageError::new(format!("tokenizer: {error}")))
         };
