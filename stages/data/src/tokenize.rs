@@ -15,7 +15,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
@@ -181,7 +181,10 @@ impl Job for Settings {
         self.tell(&train.counts, "", ctx);
         self.tell(&heldout.counts, "held-out ", ctx);
 
-        samples::write(&ctx.out().join("samples.txt"), &train.first, self.mask_prompt, encoder.tokenizer())?;
+        let samples = samples::texts(&train.first, self.mask_prompt, encoder.tokenizer())?;
+        ctx.log(&format!("{}{}", samples::HEAD, samples[0]));
+        let path = ctx.out().join("samples.txt");
+        fs::write(&path, format!("{}{}", samples::HEAD, samples.concat())).map_err(at(&path))?;
         write_rows(&ctx.out().join(HELDOUT), &heldout_rows)?;
         self.meta(&encoder, &train, &heldout).write(ctx.out())?;
         train.writer.finish()?;
