@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::json::{text, write_durably};
-use crate::weights::Weights;
+use crate::weights::{Stored, Weights};
 use crate::{Error, Result};
 
 pub use write::TokenWriter;
@@ -69,19 +69,22 @@ impl TokenSet {
         let weights = Weights::open(path)?;
         let wrong =
             |what: &str| Error::new(path, format!("no token rows: {what}")).hint("run `tokenize` again");
-        let (ids, lengths) = (weights.ints("ids")?, weights.ints("lengths")?);
+        if weights.dtype("ids")? != Stored::U32 {
+            return Err(wrong("`ids` are not stored as U32"));
+        }
+        // Taken from the file row by row: of all tokens of a large set there is no second copy.
+        let mut rest = weights.bytes("ids")?.as_chunks().0;
+        let lengths = weights.ints("lengths")?;
         let (prompts, mask) = (weights.ints("prompt_lengths")?, weights.ints("mask_prompt")?);
         if lengths.len() != prompts.len() || mask.len() != 1 {
             return Err(wrong("`lengths`, `prompt_lengths` and `mask_prompt` do not fit each other"));
         }
         let mut turns = Turns::read(&weights, lengths.len())?;
         let mut rows = Vec::with_capacity(lengths.len());
-        let mut rest = ids.as_slice();
         for (number, (&length, &prompt)) in lengths.iter().zip(&prompts).enumerate() {
             let row = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length));
             let Some((row, tail)) = row else { return Err(wrong("`lengths` do not fit `ids`")) };
-            let ids = row.iter().map(|&id| u32::try_from(id)).collect::<std::result::Result<Vec<_>, _>>();
-            let ids = ids.map_err(|_| wrong("`ids` holds what is no token id"))?;
+            let ids: Vec<u32> = row.iter().map(|&id| u32::from_le_bytes(id)).collect();
             let prompt_len = usize::try_from(prompt).ok().filter(|&prompt| prompt <= ids.len());
             let prompt_len = prompt_len.ok_or_else(|| wrong("`prompt_lengths` do not fit `lengths`"))?;
             let turns = turns.next(number, prompt_len, ids.len());
@@ -229,13 +232,16 @@ mod tests {
         assert_eq!(read.labels(&read.rows[1]), [IGNORED, IGNORED, 12, 13, IGNORED, 15, IGNORED]);
         let whole = TokenSet { mask_prompt: false, ..read };
         assert_eq!(whole.labels(&whole.rows[1]), [10, 11, 12, 13, 14, 15, 16]);
+        let ids = crate::weights::Tensor::i64("ids", [1], &[1]);
+        crate::weights::save(&path, vec![ids], &[]).unwrap();
+        assert!(TokenSet::read(&path).unwrap_err().message.contains("not stored as U32"));
         let none = TokenRow::of_turns(vec![1, 2], &[false, false]);
         assert_eq!((none.prompt_len, none.counts(1)), (2, false));
     }
 
     #[test]
     fn a_split_is_the_file_that_its_tensors_give_in_one_go() {
-        use crate::weights::{Stored, Tensor, save};
+        use crate::weights::{Tensor, save};
         let folder = tempfile::tempdir().unwrap();
         let (rows, whole) = (folder.path().join("rows.safetensors"), folder.path().join("whole.safetensors"));
         let plain = TokenRow { ids: vec![1, 2], prompt_len: 1, turns: Vec::new() };
