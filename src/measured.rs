@@ -2,7 +2,9 @@
 //!
 //! * `summary.json`: a [`Table`].
 //! * `metrics.jsonl`: one JSON object a line, `step` and figures by name; `eval_x` is `x` on held-out data.
-//! * `samples.txt`: a text.
+//! * `samples.txt`: a text, in which what stands between `⟦masked⟧` and `⟦/masked⟧` is not learnt.
+//! * `samples.jsonl`: one JSON object a line with `prompt`, `answer`, and if known `step`, `row`, `expected`; texts,
+//!   or lists of token ids.
 //! * `*.svg`, `*.png`: figures.
 //!
 //! It goes by these names only and knows no stage kind. A file of another form is not shown: a program's
@@ -21,6 +23,9 @@ pub const METRICS: &str = "metrics.jsonl";
 
 /// The file with texts to read.
 pub const SAMPLES: &str = "samples.txt";
+
+/// The file with answers by step.
+pub const ANSWERS: &str = "samples.jsonl";
 
 /// A figure and the step that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -57,6 +62,44 @@ pub fn series(output: &Path) -> Series {
         }
     }
     series
+}
+
+/// What a model answered at some step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The step; 0 where the line names none.
+    pub step: u64,
+    /// Which of the rows was asked.
+    pub row: u64,
+    /// What was asked.
+    pub prompt: String,
+    /// What stands in the data set.
+    pub expected: Option<String>,
+    /// What came.
+    pub answer: String,
+}
+
+/// The answers in an output, in the order of the file. Lines of another form are left out.
+#[must_use]
+pub fn answers(output: &Path) -> Vec<Answer> {
+    let text = fs::read(output.join(ANSWERS)).unwrap_or_default();
+    let answer = |line: &[u8]| {
+        let line: Value = serde_json::from_slice(line).ok()?;
+        let number = |key: &str| line.get(key).and_then(Value::as_u64).unwrap_or(0);
+        let text = |key: &str| match line.get(key)? {
+            Value::String(text) => Some(text.clone()),
+            ids @ Value::Array(_) => Some(ids.to_string()),
+            _ => None,
+        };
+        Some(Answer {
+            step: number("step"),
+            row: number("row"),
+            prompt: text("prompt")?,
+            expected: text("expected"),
+            answer: text("answer")?,
+        })
+    };
+    text.split(|&byte| byte == b'\n').filter_map(answer).collect()
 }
 
 /// The last figure of every name.
@@ -116,6 +159,18 @@ mod tests {
         assert_eq!(series.keys().collect::<Vec<_>>(), ["eval_loss", "loss"]);
         assert_eq!(series["loss"][1], Point { step: 10.0, value: 1.5 });
         assert_eq!(last(&series)["loss"], Point { step: 4.0, value: 1.0 });
+    }
+
+    #[test]
+    fn answers_are_texts_or_token_ids() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "{\"step\": 5, \"row\": 1, \"prompt\": \"a\", \"expected\": \"b\", \"answer\": \"c\"}\nnoise\n\
+                    {\"prompt\": [1, 2], \"answer\": [3]}\n{\"prompt\": \"no answer\"}\n";
+        fs::write(folder.path().join(ANSWERS), text).unwrap();
+        let found = answers(folder.path());
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!((found[0].step, found[0].row, found[0].expected.as_deref()), (5, 1, Some("b")));
+        assert_eq!((found[1].prompt.as_str(), found[1].answer.as_str()), ("[1,2]", "[3]"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use html::{duration, escape};
 
 use crate::recorded::Recorded;
 
+mod answers;
 mod chart;
 mod curves;
 mod dag;
@@ -37,7 +38,7 @@ pub fn document(recorded: &Recorded) -> String {
         ("Timeline", timeline::svg(recorded).unwrap_or_default()),
         ("Curves", curves::html(recorded)),
         ("Figures", found::pictures(recorded)),
-        ("Samples", found::samples(recorded)),
+        ("Samples", found::samples(recorded) + &answers::html(recorded)),
         ("Details of every stage", stages::html(recorded)),
     ];
     let shown = sections.iter().filter(|(_, html)| !html.is_empty());

@@ -85,8 +85,22 @@ fn sample(stage: &Stage) -> Option<String> {
         String::new()
     };
     let text = String::from_utf8_lossy(&bytes[..shown]).into_owned();
-    let (name, text) = (escape(&stage.record.stage), escape(&text));
+    let (name, text) = (escape(&stage.record.stage), masked(&escape(&text)));
     Some(format!("<details><summary>{name}{note}</summary><pre>{text}</pre></details>\n"))
+}
+
+/// Marks what a model reads and does not learn; `text` is HTML already.
+fn masked(text: &str) -> String {
+    let (begin, end) = ("⟦masked⟧", "⟦/masked⟧");
+    let mut html = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, part)) = rest.split_once(begin)
+        && let Some((part, after)) = part.split_once(end)
+    {
+        html += &format!("{before}<span class=\"masked\">{begin}{part}{end}</span>");
+        rest = after;
+    }
+    html + rest
 }
 
 /// The largest end of a text's beginning of at most `most` bytes that cuts no letter in two.
@@ -101,6 +115,13 @@ fn floor(bytes: &[u8], most: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn masked_parts_are_marked_as_far_as_they_end() {
+        let html = masked("a⟦masked⟧b⟦/masked⟧c⟦masked⟧d⟦masked⟧e⟦/masked⟧f⟦/masked⟧g⟦masked⟧h");
+        let span = |text: &str| format!("<span class=\"masked\">⟦masked⟧{text}⟦/masked⟧</span>");
+        assert_eq!(html, format!("a{}c{}f⟦/masked⟧g⟦masked⟧h", span("b"), span("d⟦masked⟧e")));
+    }
 
     #[test]
     fn a_text_is_not_cut_within_a_letter() {

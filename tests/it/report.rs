@@ -106,6 +106,67 @@ fn nothing_from_outside_is_html() {
 }
 
 #[test]
+fn answers_while_training_stand_by_prompt_and_masked_parts_are_marked() {
+    let line = |step: u32, row: u32, answer: &str| {
+        format!(
+            r#"{{"step":{step},"row":{row},"prompt":"<p>add {row}","expected":"<b>{row}</b>","answer":"{answer}"}}"#
+        )
+    };
+    let lines = [line(1, 0, "x"), line(1, 1, "y"), line(2, 0, "<i>"), line(2, 1, "z")];
+    let echo: String = lines.iter().map(|line| format!("echo '{line}' >> $OUT/samples.jsonl; ")).collect();
+    let script = format!("{echo} echo '⟦masked⟧<u>⟦/masked⟧learnt' > $OUT/samples.txt");
+    let place = Place::new(&stage("train", &script, ""));
+    place.run();
+    let html = report(&place);
+    for text in [
+        "answers while training",
+        "<pre>&lt;p&gt;add 0</pre>",
+        "<pre>&lt;p&gt;add 1</pre>",
+        "<td>&lt;i&gt;</td>",
+        "&lt;b&gt;1&lt;/b&gt;",
+        "<span class=\"masked\">⟦masked⟧&lt;u&gt;⟦/masked⟧</span>learnt",
+    ] {
+        assert!(html.contains(text), "{text}");
+    }
+    let (before, after) = html.split_once("<pre>&lt;p&gt;add 1</pre>").unwrap();
+    assert!(before.contains("<td>x</td>") && after.contains("<td>z</td>") && !after.contains("<td>x</td>"));
+}
+
+#[test]
+fn the_rows_as_the_model_gets_them_are_in_the_log_and_in_the_report() {
+    let text = r#"
+        [stages.rows]
+        kind = "synthesize"
+        tasks = ["copy"]
+        rows = 50
+        heldout = 5
+
+        [stages.init]
+        kind = "init"
+        inputs = { corpus = "rows" }
+        template = "plain"
+        layers = 1
+
+        [stages.tokens]
+        kind = "tokenize"
+        inputs = { dataset = "rows", tokenizer = "init" }
+        template = "plain"
+        mask_prompt = true
+    "#;
+    let place = Place::new(text);
+    let said = place.run();
+    assert!(!said.err.contains("⟦masked⟧"), "on no screen: {}", said.err);
+    let prompt = "⟦masked⟧<s> Instruction: ";
+    let log = place.pipe("logs p.toml tokens").ends(0).out;
+    let start = log.split_once(prompt).unwrap_or_else(|| panic!("{log}")).1;
+    let answer = start.split_once("⟦/masked⟧").unwrap().1.split_once("</s>").unwrap().0;
+    assert!(!answer.is_empty() && !answer.contains("Response"), "{log}");
+    let html = report(&place);
+    let shown = format!("⟦/masked⟧</span>{answer}&lt;/s&gt;");
+    assert!(html.contains(&shown), "{shown} in {html}");
+}
+
+#[test]
 fn a_failed_run_says_why_and_shows_what_was_asked_for() {
     let place = Place::new(
         &[stage("a", "echo last words; exit 7", ""), stage("b", "true", "inputs = { a = \"a\" }")].concat(),

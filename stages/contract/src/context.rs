@@ -1,6 +1,7 @@
 //! What a running job is given.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -123,6 +124,12 @@ impl<'a> Context<'a> {
     /// Tells something worth reading once.
     pub fn note(&self, text: impl Into<String>) {
         self.reporter.report(Event::Note { text: text.into() });
+    }
+
+    /// Writes to the log alone, for those who look there.
+    pub fn log(&self, text: &str) {
+        // A stage's standard error is its log. Where it cannot be written to, the stage goes on.
+        let _ = writeln!(std::io::stderr(), "{text}");
     }
 
     /// Tells something that may be wrong.

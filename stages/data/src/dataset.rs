@@ -1,12 +1,18 @@
 //! A data set as stages hand it on: a file of rows, or a folder with such files (`*.json`, `*.jsonl`,
 //! `*.parquet`, also in folders below) in which `heldout.json`, if there is one, is the held-out part.
+//!
+//! Every row is looked at before the first is used; what of them stays in memory is where they lie.
+
+mod rows;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use contract::{StageError, Table, at};
-use formats::example::Example;
-use formats::rows::{ENDINGS, read_examples};
+use contract::{Context, StageError, Table, at};
+use formats::rows::{ENDINGS, for_each};
+
+pub use rows::Rows;
+use rows::Spool;
 
 /// The name of the held-out part.
 pub const HELDOUT: &str = "heldout.json";
@@ -17,20 +23,31 @@ const NO_ROWS: &[&str] = &[HELDOUT, Table::FILE, "dataset_infos.json", "dataset_
 /// What parts of a data set are called, in the names of files.
 const SPLITS: &[&str] = &["train", "test", "validation", "valid", "val", "dev", "eval"];
 
+/// How many of the rows that were left out are named.
+const BROKEN_SHOWN: usize = 5;
+
 /// The rows behind one artifact.
 pub struct Dataset {
     /// To train on, in the order of the file names and of the files.
-    pub rows: Vec<Example>,
+    pub rows: Rows,
     /// The held-out part, if the folder brings one.
-    pub heldout: Option<Vec<Example>>,
-    /// What was wrong with rows that were left out.
-    pub broken: Vec<formats::Error>,
+    pub heldout: Option<Rows>,
+    /// Rows that were left out.
+    pub broken: Broken,
+}
+
+/// Rows that cannot be read.
+#[derive(Default)]
+pub struct Broken {
+    /// How many there are.
+    pub rows: usize,
+    /// What is wrong with the first of them.
+    pub first: Vec<formats::Error>,
 }
 
 impl Dataset {
     /// Reads a file or a folder. Broken rows are an error, unless `skip_broken`.
-    pub fn read(path: &Path, skip_broken: bool) -> Result<Self, StageError> {
-        let mut set = Self { rows: Vec::new(), heldout: None, broken: Vec::new() };
+    pub fn read(path: &Path, skip_broken: bool, ctx: &Context<'_>) -> Result<Self, StageError> {
         let files = if path.is_dir() { row_files(path)? } else { vec![path.to_owned()] };
         if files.is_empty() {
             let message = format!(
@@ -42,33 +59,51 @@ impl Dataset {
                 .hint("a data set is a list of rows, or one row a line, with `instruction`, `input` and `output`, or `messages`, or `text`"));
         }
         one_split(path, &files)?;
-        for file in files {
-            set.rows.extend(set_aside(&file, skip_broken, &mut set.broken)?);
-        }
-        if set.rows.is_empty() {
+        let mut broken = Broken::default();
+        let rows = spool(&files, skip_broken, &mut broken, ctx)?;
+        if rows.len() == 0 {
             return Err(StageError::new(format!("`{}`: the data set is empty", path.display()))
                 .hint("it needs at least one row"));
         }
         let heldout = path.join(HELDOUT);
-        if heldout.exists() {
-            set.heldout = Some(set_aside(&heldout, skip_broken, &mut set.broken)?);
-        }
-        Ok(set)
+        let heldout =
+            heldout.exists().then(|| spool(&[heldout], skip_broken, &mut broken, ctx)).transpose()?;
+        Ok(Self { rows, heldout, broken })
     }
 }
 
-/// The rows of a file; what was wrong with others goes to `broken`.
-fn set_aside(
-    file: &Path,
+/// The rows of files, one file after the other; what is wrong with others goes to `broken`.
+fn spool(
+    files: &[PathBuf],
     skip_broken: bool,
-    broken: &mut Vec<formats::Error>,
-) -> Result<Vec<Example>, StageError> {
-    let examples = read_examples(file, skip_broken).map_err(|error| StageError {
-        hint: error.hint.clone(),
-        ..StageError::new(formats::Error { hint: None, ..error }.to_string())
-    })?;
-    broken.extend(examples.broken);
-    Ok(examples.rows)
+    broken: &mut Broken,
+    ctx: &Context<'_>,
+) -> Result<Rows, StageError> {
+    let mut spool = Spool::new(ctx.work())?;
+    let mut take = |row: formats::Result<_>| match row {
+        _ if ctx.stopping() => Err(Failure(StageError::cancelled())),
+        Ok(row) => spool.push(&row).map_err(Failure),
+        Err(error) if skip_broken => {
+            broken.rows += 1;
+            broken.first.extend((broken.first.len() < BROKEN_SHOWN).then_some(error));
+            Ok(())
+        }
+        Err(error) => {
+            Err(error.hint("mend the row, or leave out all that are broken with `skip_broken = true`").into())
+        }
+    };
+    files.iter().try_for_each(|file| for_each(file, &mut take)).map_err(|Failure(error)| error)?;
+    spool.finish()
+}
+
+/// Why rows are not read, with the way out kept apart.
+struct Failure(StageError);
+
+impl From<formats::Error> for Failure {
+    fn from(error: formats::Error) -> Self {
+        let hint = error.hint.clone();
+        Self(StageError { hint, ..StageError::new(formats::Error { hint: None, ..error }.to_string()) })
+    }
 }
 
 /// The files below a folder that hold rows to train on, by name.
@@ -121,6 +156,14 @@ mod tests {
 
     const ROW: &str = r#"[{"instruction": "Say a.", "input": "", "output": "a"}]"#;
 
+    fn read(bench: &Bench, path: &Path) -> Result<Dataset, StageError> {
+        Dataset::read(path, false, &bench.context())
+    }
+
+    fn instructions(rows: &Rows) -> Vec<String> {
+        rows.sections().flat_map(Result::unwrap).map(|row| row.question().instruction).collect()
+    }
+
     #[test]
     fn a_folder_gives_its_files_in_order_and_its_held_out_part() {
         let bench = Bench::new();
@@ -129,16 +172,15 @@ mod tests {
         bench.write("set/heldout.json", &ROW.replace("Say a", "Say c"));
         bench.write("set/summary.json", "{}");
         bench.write("set/README.md", "no rows");
-        let set = Dataset::read(&bench.path("set"), false).unwrap();
-        let instructions: Vec<String> = set.rows.iter().map(|row| row.question().instruction).collect();
-        assert_eq!(instructions, ["Say a.", "Say b."]);
-        assert_eq!(set.heldout.unwrap()[0].question().instruction, "Say c.");
+        let set = read(&bench, &bench.path("set")).unwrap();
+        assert_eq!(instructions(&set.rows), ["Say a.", "Say b."]);
+        assert_eq!(instructions(&set.heldout.unwrap()), ["Say c."]);
     }
 
     #[test]
     fn a_file_has_no_held_out_part() {
         let bench = Bench::new();
-        let set = Dataset::read(&bench.write("rows.json", ROW), false).unwrap();
+        let set = read(&bench, &bench.write("rows.json", ROW)).unwrap();
         assert!(set.rows.len() == 1 && set.heldout.is_none());
     }
 
@@ -146,7 +188,7 @@ mod tests {
     fn a_folder_without_rows_says_what_it_wants() {
         let bench = Bench::new();
         bench.write("set/README.md", "");
-        let error = Dataset::read(&bench.path("set"), false).err().unwrap();
+        let error = read(&bench, &bench.path("set")).err().unwrap();
         assert!(error.message.contains("no data set") && error.hint.is_some());
     }
 
@@ -156,9 +198,9 @@ mod tests {
         bench.write("set/data/train-00000-of-00002.jsonl", "{\"text\": \"a\"}");
         bench.write("set/data/train-00001-of-00002.jsonl", "{\"text\": \"b\"}");
         bench.write("set/dataset_infos.json", "{\"no\": \"rows\"}");
-        assert_eq!(Dataset::read(&bench.path("set"), false).unwrap().rows.len(), 2);
+        assert_eq!(read(&bench, &bench.path("set")).unwrap().rows.len(), 2);
         bench.write("set/data/test-00000-of-00001.jsonl", "{\"text\": \"c\"}");
-        let error = Dataset::read(&bench.path("set"), false).err().unwrap();
+        let error = read(&bench, &bench.path("set")).err().unwrap();
         assert!(error.message.ends_with("several parts of a data set: test, train"), "{error}");
     }
 }

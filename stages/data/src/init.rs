@@ -159,7 +159,9 @@ impl Job for Settings {
             Template::by_name(&self.template).ok_or_else(|| StageError::new("unknown template"))?;
         let mut texts = Vec::new();
         for artifact in ctx.inputs.all("corpus") {
-            for (number, example) in (1..).zip(Dataset::read(&artifact.path, false)?.rows) {
+            let rows = Dataset::read(&artifact.path, false, ctx)?.rows;
+            let sections = rows.sections().collect::<Result<Vec<_>, _>>()?;
+            for (number, example) in (1..).zip(sections.into_iter().flatten()) {
                 texts.push(match example {
                     Example::Instruction(row) => template.prompt(&row) + &row.output,
                     Example::Completion { prompt, text } => prompt + &text,

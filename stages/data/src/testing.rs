@@ -69,8 +69,13 @@ impl Bench {
                 errors.iter().map(|e| format!("{}: {}", e.key, e.message)).collect::<Vec<_>>().join("; "),
             )
         })?;
+        job.run(&mut self.context())
+    }
+
+    /// What a job is given.
+    pub fn context(&self) -> Context<'_> {
         let (out, work) = (self.path("out"), self.path("work"));
-        job.run(&mut Context::new(self.inputs.clone(), out, work, vec![0], &self.events, &self.stop))
+        Context::new(self.inputs.clone(), out, work, vec![0], &self.events, &self.stop)
     }
 
     /// Takes what a job tells.

@@ -11,28 +11,27 @@
 
 mod encoder;
 mod samples;
+mod split;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use contract::{
     Config, ConfigError, Context, Default, Input, Inputs, Job, Param, Pool, Ports, Stage, StageError, Type,
     at,
 };
-use formats::alpaca::Row;
-use formats::example::Example;
 use formats::split::train_test_split;
 use formats::template::Template;
 use formats::tokens::{TokenMeta, TokenSet};
-use serde::Deserialize;
+use serde::ser::SerializeSeq as _;
+use serde::{Deserialize, Serializer as _};
 
-use crate::dataset::{Dataset, HELDOUT};
+use crate::dataset::{Dataset, HELDOUT, Rows};
 use encoder::{Counts, Encoder};
-
-/// How many of the rows that were left out are named.
-const BROKEN_SHOWN: usize = 5;
+use split::Split;
 
 /// The kind `tokenize`.
 pub struct Tokenize;
@@ -159,34 +158,37 @@ impl Job for Settings {
     }
 
     fn run(&self, ctx: &mut Context<'_>) -> Result<(), StageError> {
-        let set = Dataset::read(&ctx.input("dataset")?, self.skip_broken)?;
-        for error in set.broken.iter().take(BROKEN_SHOWN) {
+        let set = Dataset::read(&ctx.input("dataset")?, self.skip_broken, ctx)?;
+        for error in &set.broken.first {
             ctx.warn(format!("left out: {error}"));
         }
-        if !set.broken.is_empty() {
-            ctx.warn(format!("{} rows could not be read and were left out", set.broken.len()));
+        if set.broken.rows > 0 {
+            ctx.warn(format!("{} rows could not be read and were left out", set.broken.rows));
         }
-        let (train, heldout) = self.split(set, ctx)?;
+        let (train_rows, heldout_rows) = self.split(set, ctx)?;
         let encoder = Encoder::open(&ctx.input("tokenizer")?, self)?;
-        let total = train.len() + heldout.len();
-        let (train_rows, train_counts) = encoder.encode(&train, 0, total, "row", ctx)?;
-        let (heldout_rows, heldout_counts) =
-            encoder.encode(&heldout, train.len(), total, "held-out row", ctx)?;
-        if train_rows.is_empty() {
-            let message = format!("none of {} rows is left to train on", train.len());
+        let total = train_rows.len() + heldout_rows.len();
+        let split = |file, what| Split::create(&ctx.out().join(file), what, self.mask_prompt);
+        let mut train = split(TokenSet::TRAIN, "row")?;
+        train.fill(&train_rows, &encoder, 0, total, ctx)?;
+        let mut heldout = split(TokenSet::HELDOUT, "held-out row")?;
+        heldout.fill(&heldout_rows, &encoder, train_rows.len(), total, ctx)?;
+        if train.writer.rows() == 0 {
+            let message = format!("none of {} rows is left to train on", train_rows.len());
             return Err(StageError::new(message).hint("raise `cutoff`, or set `mask_prompt = false`"));
         }
         encoder.warnings(ctx);
-        self.tell(&train_counts, "", ctx);
-        self.tell(&heldout_counts, "held-out ", ctx);
+        self.tell(&train.counts, "", ctx);
+        self.tell(&heldout.counts, "held-out ", ctx);
 
-        let train_set = TokenSet { rows: train_rows, mask_prompt: self.mask_prompt };
-        let heldout_set = TokenSet { rows: heldout_rows, mask_prompt: self.mask_prompt };
-        samples::write(&ctx.out().join("samples.txt"), &train_set, encoder.tokenizer())?;
-        train_set.write(&ctx.out().join(TokenSet::TRAIN))?;
-        heldout_set.write(&ctx.out().join(TokenSet::HELDOUT))?;
-        write_rows(&ctx.out().join(HELDOUT), &heldout)?;
-        self.meta(&encoder, &train_set, &heldout_set, &train_counts, &heldout_counts).write(ctx.out())?;
+        let samples = samples::texts(&train.first, self.mask_prompt, encoder.tokenizer())?;
+        ctx.log(&format!("{}{}", samples::HEAD, samples[0]));
+        let path = ctx.out().join("samples.txt");
+        fs::write(&path, format!("{}{}", samples::HEAD, samples.concat())).map_err(at(&path))?;
+        write_rows(&ctx.out().join(HELDOUT), &heldout_rows)?;
+        self.meta(&encoder, &train, &heldout).write(ctx.out())?;
+        train.writer.finish()?;
+        heldout.writer.finish()?;
         Ok(())
     }
 }
@@ -200,7 +202,7 @@ impl Settings {
     }
 
     /// Training and held-out rows.
-    fn split(&self, set: Dataset, ctx: &Context<'_>) -> Result<(Vec<Example>, Vec<Example>), StageError> {
+    fn split(&self, set: Dataset, ctx: &Context<'_>) -> Result<(Rows, Rows), StageError> {
         if let Some(heldout) = set.heldout {
             if self.heldout > 0 {
                 ctx.note(format!(
@@ -212,7 +214,8 @@ impl Settings {
             return Ok((set.rows, heldout));
         }
         if self.heldout == 0 {
-            return Ok((set.rows, Vec::new()));
+            let none = set.rows.none();
+            return Ok((set.rows, none));
         }
         let rows = set.rows.len();
         if self.heldout >= rows {
@@ -220,8 +223,7 @@ impl Settings {
             return Err(StageError::new(message).hint("make `heldout` smaller than the data set"));
         }
         let (train, heldout) = train_test_split(rows, self.heldout, self.seed);
-        let pick = |indices: Vec<usize>| indices.into_iter().map(|index| set.rows[index].clone()).collect();
-        Ok((pick(train), pick(heldout)))
+        Ok((set.rows.pick(train), set.rows.pick(heldout)))
     }
 
     /// Notes what happened to the rows.
@@ -247,14 +249,7 @@ impl Settings {
         }
     }
 
-    fn meta(
-        &self,
-        encoder: &Encoder,
-        train: &TokenSet,
-        heldout: &TokenSet,
-        train_counts: &Counts,
-        heldout_counts: &Counts,
-    ) -> TokenMeta {
+    fn meta(&self, encoder: &Encoder, train: &Split, heldout: &Split) -> TokenMeta {
         TokenMeta {
             template: self.template.clone(),
             cutoff: self.cutoff,
@@ -262,15 +257,23 @@ impl Settings {
             vocab_size: encoder.vocab_size(),
             bos_token_id: encoder.bos(),
             eos_token_id: Some(encoder.eos()),
-            train_rows: train.rows.len(),
-            heldout_rows: heldout.rows.len(),
-            truncated: train_counts.long + heldout_counts.long,
+            train_rows: train.writer.rows(),
+            heldout_rows: heldout.writer.rows(),
+            truncated: train.counts.long + heldout.counts.long,
         }
     }
 }
 
 /// As questions and answers, which is what answers are compared with later.
-fn write_rows(path: &Path, rows: &[Example]) -> Result<(), StageError> {
-    let rows: Vec<Row> = rows.iter().map(Example::question).collect();
-    fs::write(path, serde_json::to_string_pretty(&rows)? + "\n").map_err(at(path))
+fn write_rows(path: &Path, rows: &Rows) -> Result<(), StageError> {
+    let mut file = BufWriter::new(File::create(path).map_err(at(path))?);
+    let mut json = serde_json::Serializer::pretty(&mut file);
+    let failed = |error: serde_json::Error| at(path)(error.into());
+    let mut list = json.serialize_seq(Some(rows.len())).map_err(failed)?;
+    for section in rows.sections() {
+        let mut rows = section?.into_iter().map(|row| row.question());
+        rows.try_for_each(|row| list.serialize_element(&row)).map_err(failed)?;
+    }
+    list.end().map_err(failed)?;
+    file.write_all(b"\n").and_then(|()| file.flush()).map_err(at(path))
 }

@@ -3,13 +3,14 @@
 //!
 //! The form follows from the keys, row by row. It does not know files or templates.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::alpaca::{self, Row};
 use crate::json::brief;
 
 /// A row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Example {
     /// A task and its answer.
     Instruction(Row),
@@ -25,7 +26,7 @@ pub enum Example {
 }
 
 /// One turn.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user`, `assistant`, or what else the template knows.
     pub role: String,

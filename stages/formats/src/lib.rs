@@ -25,6 +25,7 @@ pub mod estimate;
 pub mod example;
 pub mod int8;
 mod json;
+mod mapped;
 pub mod nf4;
 pub mod packed;
 pub mod rows;

@@ -1,62 +1,53 @@
 //! Data set files, row by row: a JSON list, one JSON object a line, or Parquet.
 //!
-//! A row that is broken is named by its line or number. Lines are read one at a time, so that a file may
-//! be larger than memory as text; what is made of the rows is the caller's.
+//! A row that is broken is named by its line or number. Rows are handed on one at a time, so that a file may
+//! be larger than memory; what is made of them is the caller's.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _, Seek as _};
 use std::path::Path;
 
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
 use crate::alpaca::sentence;
 use crate::error::at;
 use crate::example::Example;
-use crate::json::text;
-use crate::{Error, Result};
+use crate::{Error, Result, mapped};
 
 /// Endings of files that hold rows.
 pub const ENDINGS: &[&str] = &["json", "jsonl", "ndjson", "parquet"];
 
-/// The rows of a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Examples {
-    /// Those that could be read, in order.
-    pub rows: Vec<Example>,
-    /// What was wrong with the others.
-    pub broken: Vec<Error>,
-}
-
-/// Reads a file by its ending and its first letter. Broken rows are an error, unless `skip_broken`.
+/// Hands each row of a file, or what is wrong with it, to `take`, until that returns an error. How the file is
+/// read follows from its ending and its first letter.
 ///
 /// # Errors
-/// With the place of the first broken row; or if the file as a whole cannot be read.
-pub fn read_examples(path: &Path, skip_broken: bool) -> Result<Examples> {
-    let mut examples = Examples::default();
+/// Those of `take`; or if the file as a whole cannot be read, which for a list may come after its first rows.
+pub fn for_each<E: From<Error>>(
+    path: &Path,
+    mut take: impl FnMut(Result<Example>) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let mut refused = None;
     let mut take = |place: String, value: std::result::Result<Value, String>| {
         let example = value.and_then(Example::from_value);
-        match example.map_err(|why| Error::new(path, sentence(&place, &why))) {
-            Ok(example) => examples.rows.push(example),
-            Err(error) if skip_broken => examples.broken.push(error),
-            Err(error) => {
-                return Err(
-                    error.hint("mend the row, or leave out all that are broken with `skip_broken = true`")
-                );
-            }
-        }
-        Ok(())
+        let example = example.map_err(|why| Error::new(path, sentence(&place, &why)));
+        take(example).map_err(|error| refused = Some(error)).is_ok()
     };
-    if path.extension().is_some_and(|ending| ending == "parquet") {
-        parquet(path, &mut take)?;
+    let read = if path.extension().is_some_and(|ending| ending == "parquet") {
+        parquet(path, &mut take)
     } else if is_list(path)? {
-        list(path, &mut take)?;
+        list(path, &mut take)
     } else {
-        lines(path, &mut take)?;
+        lines(path, &mut take)
+    };
+    match refused {
+        Some(error) => Err(error),
+        None => Ok(read?),
     }
-    Ok(examples)
 }
 
-type Take<'a> = &'a mut dyn FnMut(String, std::result::Result<Value, String>) -> Result<()>;
+/// Takes a row's place and what stands there; false if no more is wanted.
+type Take<'a> = &'a mut dyn FnMut(String, std::result::Result<Value, String>) -> bool;
 
 /// Whether the first letter is that of a list.
 fn is_list(path: &Path) -> Result<bool> {
@@ -73,11 +64,45 @@ fn is_list(path: &Path) -> Result<bool> {
 }
 
 fn list(path: &Path, take: Take<'_>) -> Result<()> {
-    let values: Vec<Value> = serde_json::from_str(&text(path)?).map_err(|error| {
+    let bytes = mapped::map(path)?;
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| Error::new(path, format!("not UTF-8 text from byte {}", error.valid_up_to())))?;
+    let mut text = serde_json::Deserializer::from_str(text);
+    List(take).deserialize(&mut text).and_then(|()| text.end()).map_err(|error| {
         Error::new(path, format!("no JSON list of rows: {error}"))
             .hint("a data set is a list of objects, or one object a line")
-    })?;
-    (1..).zip(values).try_for_each(|(number, value): (u64, _)| take(format!("row {number}"), Ok(value)))
+    })
+}
+
+/// Takes the values of a list as they are parsed; the list as a whole never exists.
+struct List<'a>(Take<'a>);
+
+impl<'de> DeserializeSeed<'de> for List<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> std::result::Result<(), A::Error> {
+        let mut number = 0u64;
+        while let Some(value) = values.next_element()? {
+            number += 1;
+            if !(self.0)(format!("row {number}"), Ok(value)) {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn lines(path: &Path, take: Take<'_>) -> Result<()> {
@@ -96,7 +121,9 @@ fn lines(path: &Path, take: Take<'_>) -> Result<()> {
             continue;
         }
         let value = serde_json::from_slice(&line).map_err(|error| format!("is no JSON object: {error}"));
-        take(format!("line {number}"), value)?;
+        if !take(format!("line {number}"), value) {
+            break;
+        }
     }
     Ok(())
 }
@@ -111,7 +138,9 @@ fn parquet(path: &Path, take: Take<'_>) -> Result<()> {
     let reader = SerializedFileReader::new(file).map_err(wrong)?;
     for (number, row) in (1..).zip(reader.get_row_iter(None).map_err(wrong)?) {
         let number: u64 = number;
-        take(format!("row {number}"), Ok(row.map_err(wrong)?.to_json_value()))?;
+        if !take(format!("row {number}"), Ok(row.map_err(wrong)?.to_json_value())) {
+            break;
+        }
     }
     Ok(())
 }
@@ -120,40 +149,72 @@ fn parquet(path: &Path, take: Take<'_>) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn read(name: &str, text: &str, skip: bool) -> Result<Examples> {
+    /// The rows, and what is wrong with others.
+    fn read(name: &str, text: &str) -> Result<(Vec<Example>, Vec<Error>)> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        read_examples(&path, skip)
+        let (mut rows, mut broken) = (Vec::new(), Vec::new());
+        for_each(&path, |example| {
+            match example {
+                Ok(example) => rows.push(example),
+                Err(error) => broken.push(error),
+            }
+            Ok::<(), Error>(())
+        })?;
+        Ok((rows, broken))
     }
 
     #[test]
     fn a_list_and_lines_give_the_same_rows() {
-        let list = read("a.json", "\u{feff} [{\"text\": \"a\"},\n {\"text\": \"b\"}]", false).unwrap();
-        let lines = read("a.jsonl", "\u{feff}{\"text\": \"a\"}\r\n\n{\"text\": \"b\"}", false).unwrap();
+        let list = read("a.json", "\u{feff} [{\"text\": \"a\"},\n {\"text\": \"b\"}]").unwrap();
+        let lines = read("a.jsonl", "\u{feff}{\"text\": \"a\"}\r\n\n{\"text\": \"b\"}").unwrap();
         assert_eq!(list, lines);
-        assert_eq!(list.rows.len(), 2);
-        assert!(read("empty.json", "", false).unwrap().rows.is_empty());
+        assert_eq!(list.0.len(), 2);
+        assert!(read("empty.json", "").unwrap().0.is_empty());
     }
 
     #[test]
-    fn a_broken_line_is_named_and_left_out_only_if_asked() {
+    fn a_broken_row_is_named_and_the_others_are_read() {
         let text = "{\"text\": \"a\"}\n\n{\"text\": \"b\n{\"text\": 3}\n{\"text\": \"c\"}\n";
-        let error = read("a.jsonl", text, false).unwrap_err();
-        assert!(error.message.starts_with("line 3 is no JSON object"), "{error}");
-        assert!(error.hint.as_ref().unwrap().contains("skip_broken = true"));
-        let skipped = read("a.jsonl", text, true).unwrap();
-        assert_eq!((skipped.rows.len(), skipped.broken.len()), (2, 2));
-        assert!(skipped.broken[1].message.starts_with("line 4: `text` is `3`"), "{}", skipped.broken[1]);
-        let error = read("a.json", "[{\"text\": \"a\"}, {\"tex\": \"b\"}]", false).unwrap_err();
-        assert!(error.message.starts_with("row 2 has none of"), "{error}");
-        let error = read("a.json", "[{\"text\": \"a\"}, {\"text\"", true).unwrap_err();
-        assert!(error.message.contains("no JSON list of rows"), "{error}");
+        let (rows, broken) = read("a.jsonl", text).unwrap();
+        assert_eq!((rows.len(), broken.len()), (2, 2));
+        assert!(broken[0].message.starts_with("line 3 is no JSON object"), "{}", broken[0]);
+        assert!(broken[1].message.starts_with("line 4: `text` is `3`"), "{}", broken[1]);
+        let (rows, broken) =
+            read("a.json", "[{\"text\": \"a\"}, {\"tex\": \"b\"}, {\"text\": \"c\"}]").unwrap();
+        assert_eq!((rows.len(), broken.len()), (2, 1));
+        assert!(broken[0].message.starts_with("row 2 has none of"), "{}", broken[0]);
+    }
+
+    #[test]
+    fn a_list_is_refused_as_a_whole_if_it_is_cut_off_or_goes_on_behind_its_end() {
+        for text in ["[{\"text\": \"a\"}, {\"text\"", "[{\"text\": \"a\"}] []", "[{\"text\": \"a\"},]"] {
+            let error = read("a.json", text).unwrap_err();
+            assert!(error.message.contains("no JSON list of rows"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_row_is_read_behind_an_error_of_the_taker() {
+        let folder = tempfile::tempdir().unwrap();
+        let list = r#"[{"text": "a"}, {"text": "b"}, {"text": "c"}]"#;
+        let lines = "{\"text\": \"a\"}\n{\"text\": \"b\"}\n{\"text\": \"c\"}\n";
+        for text in [list, lines] {
+            let path = folder.path().join("rows.json");
+            std::fs::write(&path, text).unwrap();
+            let mut taken = 0;
+            let error = for_each(&path, |_| {
+                taken += 1;
+                if taken == 2 { Err(Error::new(&path, "enough")) } else { Ok(()) }
+            });
+            assert_eq!((error.unwrap_err().message.as_str(), taken), ("enough", 2));
+        }
     }
 
     #[test]
     fn what_is_no_parquet_is_refused() {
-        let error = read("a.parquet", "PAR1 and no more", false).unwrap_err();
+        let error = read("a.parquet", "PAR1 and no more").unwrap_err();
         assert!(error.message.contains("no Parquet file"), "{error}");
     }
 }

@@ -3,13 +3,17 @@
 //!
 //! It does not know how tokens came about.
 
+mod write;
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::json::{text, write_durably};
-use crate::weights::{Tensor, Weights, save};
+use crate::weights::{Stored, Weights};
 use crate::{Error, Result};
+
+pub use write::TokenWriter;
 
 /// The label of a token that does not count in the loss.
 pub const IGNORED: i64 = -100;
@@ -65,19 +69,22 @@ impl TokenSet {
         let weights = Weights::open(path)?;
         let wrong =
             |what: &str| Error::new(path, format!("no token rows: {what}")).hint("run `tokenize` again");
-        let (ids, lengths) = (weights.ints("ids")?, weights.ints("lengths")?);
+        if weights.dtype("ids")? != Stored::U32 {
+            return Err(wrong("`ids` are not stored as U32"));
+        }
+        // Taken from the file row by row: of all tokens of a large set there is no second copy.
+        let mut rest = weights.bytes("ids")?.as_chunks().0;
+        let lengths = weights.ints("lengths")?;
         let (prompts, mask) = (weights.ints("prompt_lengths")?, weights.ints("mask_prompt")?);
         if lengths.len() != prompts.len() || mask.len() != 1 {
             return Err(wrong("`lengths`, `prompt_lengths` and `mask_prompt` do not fit each other"));
         }
         let mut turns = Turns::read(&weights, lengths.len())?;
         let mut rows = Vec::with_capacity(lengths.len());
-        let mut rest = ids.as_slice();
         for (number, (&length, &prompt)) in lengths.iter().zip(&prompts).enumerate() {
             let row = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length));
             let Some((row, tail)) = row else { return Err(wrong("`lengths` do not fit `ids`")) };
-            let ids = row.iter().map(|&id| u32::try_from(id)).collect::<std::result::Result<Vec<_>, _>>();
-            let ids = ids.map_err(|_| wrong("`ids` holds what is no token id"))?;
+            let ids: Vec<u32> = row.iter().map(|&id| u32::from_le_bytes(id)).collect();
             let prompt_len = usize::try_from(prompt).ok().filter(|&prompt| prompt <= ids.len());
             let prompt_len = prompt_len.ok_or_else(|| wrong("`prompt_lengths` do not fit `lengths`"))?;
             let turns = turns.next(number, prompt_len, ids.len());
@@ -100,38 +107,14 @@ impl TokenSet {
         Ok(lengths.into_iter().filter_map(|length| usize::try_from(length).ok()).max().unwrap_or(0))
     }
 
-    /// Writes a split.
+    /// Writes a split that is in memory.
     ///
     /// # Errors
-    /// If the disk says no, or a prompt is longer than its row.
+    /// Those of [`TokenWriter`].
     pub fn write(&self, path: &Path) -> Result<()> {
-        if let Some(at) = self.rows.iter().position(|row| row.prompt_len > row.ids.len()) {
-            return Err(Error::new(path, format!("row {}: the prompt is longer than the row", at + 1)));
-        }
-        let ids: Vec<u8> =
-            self.rows.iter().flat_map(|row| &row.ids).flat_map(|id| id.to_le_bytes()).collect();
-        let lengths: Vec<i64> = self.rows.iter().map(|row| row.ids.len() as i64).collect();
-        let prompts: Vec<i64> = self.rows.iter().map(|row| row.prompt_len as i64).collect();
-        let ids = Tensor {
-            name: "ids".into(),
-            dtype: crate::weights::Stored::U32,
-            shape: vec![ids.len() / 4],
-            data: ids.into(),
-        };
-        let mut tensors = vec![
-            ids,
-            Tensor::i64("lengths", [lengths.len()], &lengths),
-            Tensor::i64("prompt_lengths", [prompts.len()], &prompts),
-            Tensor::u8("mask_prompt", [1], vec![self.mask_prompt.into()]),
-        ];
-        // Only chats have turns, and only they are written down.
-        if self.rows.iter().any(|row| !row.turns.is_empty()) {
-            let counts: Vec<i64> = self.rows.iter().map(|row| row.turns.len() as i64).collect();
-            let turns: Vec<i64> = self.rows.iter().flat_map(|row| &row.turns).map(|&at| at as i64).collect();
-            tensors.push(Tensor::i64("turn_counts", [counts.len()], &counts));
-            tensors.push(Tensor::i64("turns", [turns.len()], &turns));
-        }
-        save(path, tensors, &[])
+        let mut writer = TokenWriter::create(path, self.mask_prompt)?;
+        self.rows.iter().try_for_each(|row| writer.push(row))?;
+        writer.finish()
     }
 
     /// A row's labels, one a token, not shifted: the token itself, or [`IGNORED`].
@@ -249,8 +232,42 @@ mod tests {
         assert_eq!(read.labels(&read.rows[1]), [IGNORED, IGNORED, 12, 13, IGNORED, 15, IGNORED]);
         let whole = TokenSet { mask_prompt: false, ..read };
         assert_eq!(whole.labels(&whole.rows[1]), [10, 11, 12, 13, 14, 15, 16]);
+        let ids = crate::weights::Tensor::i64("ids", [1], &[1]);
+        crate::weights::save(&path, vec![ids], &[]).unwrap();
+        assert!(TokenSet::read(&path).unwrap_err().message.contains("not stored as U32"));
         let none = TokenRow::of_turns(vec![1, 2], &[false, false]);
         assert_eq!((none.prompt_len, none.counts(1)), (2, false));
+    }
+
+    #[test]
+    fn a_split_is_the_file_that_its_tensors_give_in_one_go() {
+        use crate::weights::{Tensor, save};
+        let folder = tempfile::tempdir().unwrap();
+        let (rows, whole) = (folder.path().join("rows.safetensors"), folder.path().join("whole.safetensors"));
+        let plain = TokenRow { ids: vec![1, 2], prompt_len: 1, turns: Vec::new() };
+        let chat = TokenRow { ids: vec![3, 4, 70_000], prompt_len: 0, turns: vec![1, 2] };
+        let data = [1u32, 2, 3, 4, 70_000].map(u32::to_le_bytes).concat();
+        let ids =
+            |n| Tensor { name: "ids".into(), dtype: Stored::U32, shape: vec![n], data: data[..4 * n].into() };
+        let mask = Tensor::u8("mask_prompt", [1], vec![1]);
+        let lists = |lists: &[(&str, &[i64])]| {
+            lists.iter().map(|(name, values)| Tensor::i64(*name, [values.len()], values)).collect::<Vec<_>>()
+        };
+        let mut tensors = vec![ids(2)];
+        tensors.extend(lists(&[("lengths", &[2]), ("prompt_lengths", &[1])]));
+        tensors.push(mask.clone());
+        save(&whole, tensors, &[]).unwrap();
+        TokenSet { rows: vec![plain.clone()], mask_prompt: true }.write(&rows).unwrap();
+        assert_eq!(std::fs::read(&rows).unwrap(), std::fs::read(&whole).unwrap());
+
+        let mut tensors = vec![ids(5)];
+        tensors.extend(lists(&[("lengths", &[2, 3]), ("prompt_lengths", &[1, 0])]));
+        tensors.push(mask);
+        tensors.extend(lists(&[("turn_counts", &[0, 2]), ("turns", &[1, 2])]));
+        save(&whole, tensors, &[]).unwrap();
+        TokenSet { rows: vec![plain, chat], mask_prompt: true }.write(&rows).unwrap();
+        assert_eq!(std::fs::read(&rows).unwrap(), std::fs::read(&whole).unwrap());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no scratch file is left");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! It does not know what the tensors mean, with two exceptions: [`Weights::check`] holds them
 //! against a config, and [`linear_f32`] resolves packed weights.
 
+mod columns;
 mod read;
 mod write;
 
@@ -15,6 +16,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub use crate::Dtype;
+pub(crate) use columns::{Column, save_columns};
 pub use read::Weights;
 pub use safetensors::Dtype as Stored;
 pub use write::{ModelWriter, save};

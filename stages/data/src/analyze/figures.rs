@@ -5,6 +5,8 @@
 //! of the binary, and a bitmap is drawn at twice its size and averaged down. Knows no files but the
 //! two it writes.
 
+mod axis;
+
 use std::path::Path;
 
 use contract::StageError;
@@ -13,6 +15,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::statistics::Correlation;
+use axis::Axis;
 
 /// One point of a figure.
 #[derive(Clone, Copy, Debug)]
@@ -225,16 +228,6 @@ fn range(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     (low - room, high + room)
 }
 
-/// The power of ten to take out of an axis' numbers.
-fn exponent(high: f64) -> i32 {
-    let exponent = high.abs().max(f64::MIN_POSITIVE).log10().floor() as i32;
-    if (-1..3).contains(&exponent) { 0 } else { exponent }
-}
-
-fn axis_name(name: &str, exponent: i32) -> String {
-    if exponent == 0 { name.to_owned() } else { format!("{name}, in units of 1e{exponent}") }
-}
-
 fn draw_panel<B: DrawingBackend>(
     root: &Area<'_, B>,
     area: &Area<'_, B>,
@@ -247,7 +240,7 @@ where
 {
     let (left, right) = range(panel.dots.iter().map(|dot| dot.x));
     let (bottom, top) = range(panel.dots.iter().map(|dot| dot.y));
-    let (ex, ey) = (exponent(right), exponent(top));
+    let (x, y) = (Axis::new((left, right), 6), Axis::new((bottom, top), 7));
     let r =
         panel.fit.r.map_or("no correlation".to_owned(), |r| format!("r = {r:+.2}").replace('-', "\u{2212}"));
     let title = format!("{}: {r} (n = {})", panel.title, panel.fit.n);
@@ -257,22 +250,20 @@ where
         .x_label_area_size(46 * scale)
         .y_label_area_size(64 * scale)
         .build_cartesian_2d(left..right, bottom..top)?;
-    let number =
-        |value: f64, exponent: i32| format!("{:.2}", value / 10f64.powi(exponent)).replace('-', "\u{2212}");
     chart
         .configure_mesh()
-        .x_labels(6)
-        .y_labels(7)
+        .x_labels(x.ticks)
+        .y_labels(y.ticks)
         .set_all_tick_mark_size(4 * scale)
         .light_line_style(TRANSPARENT)
         .bold_line_style(FAINT.stroke_width(scale as u32))
         .axis_style(LINE.stroke_width(scale as u32))
         .label_style(font(12, scale))
         .axis_desc_style(font(14, scale))
-        .x_desc(axis_name("change of direction ΔD", ex))
-        .y_desc(axis_name("change of magnitude ΔM", ey))
-        .x_label_formatter(&|x| number(*x, ex))
-        .y_label_formatter(&|y| number(*y, ey))
+        .x_desc(x.name("change of direction ΔD"))
+        .y_desc(y.name("change of magnitude ΔM"))
+        .x_label_formatter(&|value| x.label(*value))
+        .y_label_formatter(&|value| y.label(*value))
         .draw()?;
     if let (Some(slope), Some(intercept)) = (panel.fit.slope, panel.fit.intercept) {
         let ends = clipped(slope, intercept, (left, right), (bottom, top));

@@ -18,9 +18,6 @@ use tokenizers::{Encoding, Tokenizer};
 
 use super::{AddBos, LongRows, Settings};
 
-/// Rows encoded between two looks at whether to stop.
-const BATCH: usize = 2048;
-
 /// A tokenizer and what is done with it.
 pub struct Encoder {
     tokenizer: Tokenizer,
@@ -50,6 +47,29 @@ pub struct Counts {
     pub answerless: usize,
     /// Of them, with a token that reaches over the end of a prompt or of a turn.
     pub unclean: usize,
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.long += other.long;
+        self.answerless += other.answerless;
+        self.unclean += other.unclean;
+    }
+}
+
+/// Why a row cannot be encoded.
+enum Refused {
+    /// Its text cannot be made: the end of a sentence that begins with its place.
+    Row(String),
+    /// Its text can, its tokens do not do.
+    Tokens(StageError),
+}
+
+impl From<StageError> for Refused {
+    fn from(error: StageError) -> Self {
+        Self::Tokens(error)
+    }
 }
 
 impl Encoder {
@@ -126,66 +146,47 @@ impl Encoder {
         }
     }
 
-    /// Encodes `rows`; progress counts from `before` to `total`. `what` names a row in errors.
+    /// Encodes the next rows of a split, of which `counts` are known so far. `what` names a row in errors.
     pub fn encode(
         &self,
         rows: &[Example],
-        before: usize,
-        total: usize,
         what: &str,
-        ctx: &Context<'_>,
-    ) -> Result<(Vec<TokenRow>, Counts), StageError> {
-        let mut encoded = Vec::with_capacity(rows.len());
-        let mut counts = Counts::default();
-        for batch in rows.chunks(BATCH) {
-            if ctx.stopping() {
-                return Err(StageError::cancelled());
-            }
-            let place = |number: usize| format!("{what} {}", counts.rows + number + 1);
-            let render = |(number, example): (usize, &Example)| {
-                let failed = |why| StageError::new(format!("{} {why}", place(number)));
-                self.template.render(example).map_err(failed)
-            };
-            let texts: Vec<Rendered> = batch.par_iter().enumerate().map(render).collect::<Result<_, _>>()?;
-            let encodings = self.encodings(&texts)?;
-            for (text, (prompt, encoding)) in texts.iter().zip(&encodings) {
-                counts.rows += 1;
-                let number = counts.rows;
-                let row = match prompt {
-                    Some(prompt) => self.row(prompt.get_ids(), encoding.get_ids(), &mut counts),
-                    None => self.chat(text, encoding, &mut counts),
-                };
-                encoded.extend(row.map_err(|error| StageError {
-                    message: format!("{what} {number}: {}", error.message),
-                    ..error
-                })?);
-            }
-            ctx.progress((before + counts.rows) as u64, total as u64, "rows", &[]);
+        counts: &mut Counts,
+    ) -> Result<Vec<TokenRow>, StageError> {
+        let encode = |example: &Example| {
+            let mut counts = Counts { rows: 1, ..Counts::default() };
+            self.one(example, &mut counts).map(|row| (row, counts))
+        };
+        let encoded: Vec<Result<_, Refused>> = rows.par_iter().map(encode).collect();
+        let mut kept = Vec::with_capacity(rows.len());
+        for result in encoded {
+            let number = counts.rows + 1;
+            let (row, one) = result.map_err(|refused| match refused {
+                Refused::Row(why) => StageError::new(format!("{what} {number} {why}")),
+                Refused::Tokens(error) => {
+                    StageError { message: format!("{what} {number}: {}", error.message), ..error }
+                }
+            })?;
+            counts.add(&one);
+            kept.extend(row);
         }
-        Ok((encoded, counts))
+        Ok(kept)
     }
 
-    /// Prompt (unless the text is complete as it is) and whole of each text.
-    fn encodings(&self, texts: &[Rendered]) -> Result<Vec<(Option<Encoding>, Encoding)>, StageError> {
-        let prompt =
-            |text: &Rendered| text.text[..text.learnt.first().map_or(0, |range| range.start)].to_owned();
-        let (chats, plain): (Vec<&Rendered>, Vec<&Rendered>) = texts.iter().partition(|text| text.complete);
-        let prompts = plain.iter().map(|text| prompt(text)).collect();
-        let prompts = self.tokenizer.encode_batch_fast::<String>(prompts, false).map_err(failure)?;
-        let plain = plain.iter().map(|text| text.text.clone()).collect();
-        let plain = self.tokenizer.encode_batch_fast::<String>(plain, false).map_err(failure)?;
-        // Where turns begin and end must be found again, so the places of tokens are kept.
-        let chats = chats.iter().map(|text| text.text.clone()).collect();
-        let chats = self.tokenizer.encode_batch::<String>(chats, false).map_err(failure)?;
-        let (mut plain, mut chats) = (prompts.into_iter().zip(plain), chats.into_iter());
-        let next = |text: &Rendered| {
-            if text.complete {
-                Some((None, chats.next()?))
-            } else {
-                plain.next().map(|(prompt, whole)| (Some(prompt), whole))
-            }
+    /// A row, if it is not left out.
+    fn one(&self, example: &Example, counts: &mut Counts) -> Result<Option<TokenRow>, Refused> {
+        let text = self.template.render(example).map_err(Refused::Row)?;
+        let row = if text.complete {
+            // Where turns begin and end must be found again, so the places of tokens are kept.
+            let encoding = self.tokenizer.encode(text.text.as_str(), false).map_err(failure)?;
+            self.chat(&text, &encoding, counts)?
+        } else {
+            let prompt = &text.text[..text.learnt.first().map_or(0, |range| range.start)];
+            let prompt = self.tokenizer.encode_fast(prompt, false).map_err(failure)?;
+            let whole = self.tokenizer.encode_fast(text.text.as_str(), false).map_err(failure)?;
+            self.row(prompt.get_ids(), whole.get_ids(), counts)?
         };
-        Ok(texts.iter().map_while(next).collect())
+        Ok(row)
     }
 
     /// A conversation: all its tokens, of which those of the assistant's turns are learnt.

@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use formats::alpaca::Row;
 use formats::config::LlamaConfig;
 use formats::tokens::TokenSet;
 use serde_json::{Value, json};
@@ -91,6 +92,26 @@ fn a_long_row_is_cut_without_eos_or_dropped_or_refused() {
     let error =
         world.run(&rows, json!({ "template": "plain", "cutoff": 24, "long_rows": "error" })).err().unwrap();
     assert!(error.message.starts_with("row 2: ") && error.message.contains("`cutoff` = 24"), "{error}");
+}
+
+#[test]
+fn rows_are_counted_over_sections() {
+    let world = World::new();
+    let mut all: Vec<Value> = (0..5000).map(|i| row(&format!("Repeat {i}."), "apple")).collect();
+    all[4500] = row("Repeat the words.", &"apple ".repeat(90));
+    let rows = world.rows(&json!(all));
+    let params = json!({ "template": "plain", "cutoff": 90, "long_rows": "error" });
+    let error = world.run(&rows, params).err().unwrap();
+    assert!(error.message.starts_with("row 4501: "), "{error}");
+    let bench = world.run(&rows, json!({ "template": "plain", "cutoff": 90, "long_rows": "drop" })).unwrap();
+    let found = set(&bench, "train.safetensors").rows;
+    assert_eq!(found.len(), 4999);
+    let tokenizer = world.tokenizer();
+    for (number, row) in [(0, 0), (2047, 2047), (2048, 2048), (4500, 4501), (4998, 4999)] {
+        let text = tokenizer.decode(&found[number].ids, true).unwrap();
+        assert!(text.contains(&format!("Repeat {row}.")), "{text}");
+    }
+    assert!(bench.notes().iter().any(|note| note.starts_with("1 of 5000 rows are longer")));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Reading safetensors that others wrote: every size is held against the file before it is used.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -15,9 +14,8 @@ use serde_json::Value;
 use super::{INDEX, SINGLE, Stored};
 use crate::config::LlamaConfig;
 use crate::dtype::PIECE;
-use crate::error::at;
 use crate::packed::{self, Packed};
-use crate::{Error, Result, json};
+use crate::{Error, Result, json, mapped};
 
 /// Largest header that is parsed: the limit of the safetensors library.
 const HEADER_LIMIT: u64 = 100_000_000;
@@ -83,7 +81,7 @@ impl Weights {
 
     /// Takes all tensors of a file, or those in `only`.
     fn add(&mut self, path: &Path, only: Option<&[&str]>) -> Result<()> {
-        let map = map(path)?;
+        let map = mapped::map(path)?;
         let (start, header) = header(path, &map)?;
         let take = |name: &str| -> Option<Entry> {
             let info = header.info(name)?;
@@ -297,23 +295,13 @@ fn nothing_there(path: &Path) -> Error {
     error.hint("a model folder holds its weights as safetensors")
 }
 
-#[expect(unsafe_code, reason = "a map is the only way to read a model larger than the memory")]
-fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(at(path))?;
-    let length = file.metadata().map_err(at(path))?.len();
-    if length < 8 {
-        return Err(Error::new(path, format!("{length} bytes are too few for a safetensors file"))
-            .hint("the file is cut off or something else; fetch it again"));
-    }
-    // SAFETY: the map is private to this process and read-only. A file that another program shortens
-    // meanwhile ends the process with SIGBUS, as any map does; stages read stored objects, which are
-    // never changed in place.
-    unsafe { Mmap::map(&file) }.map_err(at(path))
-}
-
 /// Where the data starts, and what the header says.
 fn header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
-    let length = u64::from_le_bytes(bytes[..8].try_into().expect("at least 8 bytes, checked when mapped"));
+    let Some(length) = bytes.first_chunk() else {
+        return Err(Error::new(path, format!("{} bytes are too few for a safetensors file", bytes.len()))
+            .hint("the file is cut off or something else; fetch it again"));
+    };
+    let length = u64::from_le_bytes(*length);
     let damaged = |message: String| {
         Error::new(path, message).hint("the file is damaged or no safetensors file; fetch it again")
     };

@@ -33,10 +33,10 @@ pub fn save(path: &Path, tensors: Vec<Tensor<'_>>, metadata: &[(&str, &str)]) ->
 }
 
 /// A tensor before its bytes are known.
-struct Spec {
-    name: String,
-    dtype: Stored,
-    shape: Vec<usize>,
+pub(super) struct Spec {
+    pub(super) name: String,
+    pub(super) dtype: Stored,
+    pub(super) shape: Vec<usize>,
 }
 
 impl Spec {
@@ -59,7 +59,7 @@ struct Entry<'a> {
 }
 
 /// One file that is being filled.
-struct OpenFile {
+pub(super) struct OpenFile {
     path: PathBuf,
     file: File,
     start: u64,
@@ -68,7 +68,7 @@ struct OpenFile {
 }
 
 impl OpenFile {
-    fn create(path: &Path, specs: &[Spec], metadata: &[(&str, &str)]) -> Result<Self> {
+    pub(super) fn create(path: &Path, specs: &[Spec], metadata: &[(&str, &str)]) -> Result<Self> {
         let mut order: Vec<&Spec> = specs.iter().collect();
         order.sort_by_key(|spec| std::cmp::Reverse(spec.dtype.bitsize()));
         let (mut header, mut slots, mut offset) = (BTreeMap::new(), HashMap::new(), 0u64);
@@ -98,23 +98,33 @@ impl OpenFile {
     }
 
     fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let Some((offset, length, written)) = self.slots.get_mut(name) else {
-            return Err(Error::new(&self.path, format!("`{name}` was not announced")));
-        };
-        if bytes.len() as u64 != *length {
-            let found = bytes.len();
-            return Err(Error::new(
-                &self.path,
-                format!("`{name}` has {found} bytes, its shape asks for {length}"),
-            ));
-        }
-        self.file.seek(SeekFrom::Start(self.start + *offset)).map_err(at(&self.path))?;
-        self.file.write_all(bytes).map_err(at(&self.path))?;
-        *written = true;
+        self.place(name, bytes.len() as u64)?;
+        self.file.write_all(bytes).map_err(at(&self.path))
+    }
+
+    /// Writes a tensor with all that a file holds from its beginning.
+    pub(super) fn write_from(&mut self, name: &str, source: &mut File) -> Result<()> {
+        let length = source.metadata().map_err(at(&self.path))?.len();
+        self.place(name, length)?;
+        std::io::copy(source, &mut self.file).map_err(at(&self.path))?;
         Ok(())
     }
 
-    fn finish(self) -> Result<()> {
+    /// Goes to where the tensor's `found` bytes belong.
+    fn place(&mut self, name: &str, found: u64) -> Result<()> {
+        let Some((offset, length, written)) = self.slots.get_mut(name) else {
+            return Err(Error::new(&self.path, format!("`{name}` was not announced")));
+        };
+        if found != *length {
+            let message = format!("`{name}` has {found} bytes, its shape asks for {length}");
+            return Err(Error::new(&self.path, message));
+        }
+        *written = true;
+        self.file.seek(SeekFrom::Start(self.start + *offset)).map_err(at(&self.path))?;
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> Result<()> {
         if let Some(name) = self.slots.iter().filter(|(_, slot)| !slot.2).map(|(name, _)| name).min() {
             return Err(Error::new(&self.path, format!("`{name}` was announced and never written")));
         }
