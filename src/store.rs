@@ -146,7 +146,7 @@ impl Store {
         waiting: impl FnMut(&str),
         stop: impl Fn() -> bool,
     ) -> Result<Entry, Error> {
-        let path = self.root.join("locks").join(key.to_string());
+        let path = self.lock_path(key);
         let Some(lock) = KeyLock::take(&path, who, patience, waiting, stop)? else {
             return Ok(Entry::GivenUp);
         };
@@ -175,6 +175,10 @@ impl Store {
 
     fn action_path(&self, key: &StageKey) -> PathBuf {
         self.root.join("actions").join(key.to_string())
+    }
+
+    fn lock_path(&self, key: &StageKey) -> PathBuf {
+        self.root.join("locks").join(key.to_string())
     }
 
     fn latest_path(&self, pipeline: &str, stage: &str) -> PathBuf {
@@ -278,6 +282,12 @@ impl Slot {
     #[must_use]
     pub fn key(&self) -> StageKey {
         self.key
+    }
+
+    /// Where the key's lock lies.
+    #[must_use]
+    pub fn lock_path(&self) -> PathBuf {
+        self.store.lock_path(&self.key)
     }
 
     /// The empty folder to fill.

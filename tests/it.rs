@@ -27,5 +27,6 @@ mod it {
     mod s3;
     mod signals;
     mod slurm;
+    mod steps;
     mod terminal;
 }

@@ -175,6 +175,8 @@ pub enum Where {
     Local,
     /// As batch jobs of a Slurm cluster that shares this folder and the store
     Slurm,
+    /// As steps of the Slurm allocation that this command runs in
+    Srun,
 }
 
 /// `pipe run`
@@ -446,6 +448,9 @@ pub struct ExecStage {
     /// Watch over it on a cluster's node: what happens goes into this folder
     #[arg(long, value_name = "FOLDER")]
     pub node: Option<PathBuf>,
+    /// Run it as a step of a job: this lock is shared with the runner
+    #[arg(long, value_name = "LOCK", conflicts_with = "node")]
+    pub step: Option<PathBuf>,
 }
 
 /// `pipe stages`

@@ -7,6 +7,7 @@ use contract::Pool;
 
 use super::args::{Check, File, Globals, Selection};
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::graph::{Graph, select};
 use crate::pins::{Moved, Pins};
 use crate::pipeline::{Instance, Pipeline};
@@ -108,11 +109,12 @@ impl Session {
         self.options.pools.insert(pool.name().to_owned(), slots);
     }
 
-    /// Lets a cluster's own queue say what runs side by side, but for pools that the file sets.
-    pub fn pools_elsewhere(&mut self) {
-        for pool in [Pool::Gpu, Pool::Cpu, Pool::Network].map(Pool::name) {
-            let slots = self.pipeline.pools.get(pool).copied().unwrap_or(ELSEWHERE);
-            self.options.pools.insert(pool.to_owned(), slots);
+    /// Lets an executor elsewhere say what runs side by side, but for pools that the file sets.
+    pub fn pools_elsewhere(&mut self, executor: &dyn Executor) {
+        for pool in [Pool::Gpu, Pool::Cpu, Pool::Network] {
+            let set = self.pipeline.pools.get(pool.name()).copied();
+            let slots = set.or_else(|| executor.slots(pool)).unwrap_or(ELSEWHERE);
+            self.options.pools.insert(pool.name().to_owned(), slots);
         }
     }
 

@@ -29,7 +29,8 @@ impl KeyLock {
         mut waiting: impl FnMut(&str),
         stop: impl Fn() -> bool,
     ) -> Result<Option<Self>, Error> {
-        let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(io_at(path))?;
+        let mut file =
+            OpenOptions::new().create(true).read(true).append(true).open(path).map_err(io_at(path))?;
         let since = Instant::now();
         let mut told = false;
         loop {
