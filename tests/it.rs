@@ -16,6 +16,7 @@ mod it {
     mod graphs;
     mod hub;
     mod kills;
+    mod leases;
     mod locks;
     mod metrics;
     mod place;

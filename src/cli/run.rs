@@ -81,6 +81,8 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
         pipeline: session.pipeline.name.clone(),
         file: args.file.pipeline.display().to_string(),
         started: format!("{started:.0}"),
+        host: None,
+        domain: None,
     })?;
     if let Some(remote) = &remote {
         let Session { pipeline, store, options, .. } = &session;

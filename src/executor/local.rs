@@ -10,6 +10,8 @@ use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -63,6 +65,8 @@ pub struct Launch<'a> {
     pub lock: &'a File,
     /// Where standard error goes, appended.
     pub log: &'a Path,
+    /// Set when the lock is held no longer: another machine is at this stage by now.
+    pub lost: Option<Arc<AtomicBool>>,
     /// Declared variables and secrets.
     pub env: Vec<(String, String)>,
     /// After how long it is stopped.
@@ -207,6 +211,7 @@ struct Watch {
     lifeline: Option<PipeWriter>,
     /// Whether the child only stands for the stage.
     stands_in: bool,
+    lost: Option<Arc<AtomicBool>>,
     deadline: Option<Instant>,
     terminated: Option<Instant>,
     timed_out: bool,
@@ -217,7 +222,8 @@ impl Watch {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let deadline = launch.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let stands_in = !launch.instead.is_empty();
-        Self { pid, lifeline: Some(lifeline), stands_in, deadline, terminated: None, timed_out: false }
+        let lost = launch.lost.clone();
+        Self { pid, lifeline: Some(lifeline), stands_in, lost, deadline, terminated: None, timed_out: false }
     }
 
     fn look(&mut self, stop: &Stop) {
@@ -225,7 +231,8 @@ impl Watch {
             self.timed_out = true;
         }
         let late = self.terminated.is_some_and(|since| self.timed_out && since.elapsed() >= GRACE);
-        if stop.urgent() || late {
+        let lost = self.lost.as_ref().is_some_and(|lost| lost.load(Ordering::SeqCst));
+        if stop.urgent() || late || lost {
             self.end_now();
         } else if self.terminated.is_none() && (stop.asked() || self.timed_out) {
             self.terminated = Some(Instant::now());

@@ -110,7 +110,8 @@ impl Executor for Steps {
         let surroundings = ["SLURM_CONF", "SLURM_JOB_ID"];
         let mut env = order.launch.env.clone();
         env.extend(surroundings.iter().filter_map(|name| Some(((*name).into(), std::env::var(name).ok()?))));
-        let launch = Launch { env, instead: self.argv(order), ..order.launch };
+        let launch =
+            Launch { env, instead: self.argv(order), lost: order.launch.lost.clone(), ..order.launch };
         let mut told = false;
         loop {
             let before = fs::metadata(launch.log).map_or(0, |meta| meta.len());

@@ -167,6 +167,7 @@ impl Attempt<'_> {
                     return Ok(Made::Stored(Box::new(action), rest));
                 }
                 Ended::Failed { message, hint } => {
+                    slot.lock.check().map_err(failed)?;
                     let hint = full_disk(self.store.root()).or(hint);
                     Failure {
                         log: Some(log.clone()),
@@ -211,7 +212,8 @@ impl Attempt<'_> {
         let launch = Launch {
             job: &file,
             instead: Vec::new(),
-            lock: &slot.lock.0,
+            lock: &slot.lock.file,
+            lost: slot.lock.lost().cloned(),
             log,
             env: self.env(),
             timeout: self.instance.timeout,
