@@ -263,6 +263,9 @@ pub struct Plan {
     /// How stored results are checked
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub check: Check,
+    /// A store that machines share: what it has would be fetched
+    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
+    pub remote: Option<String>,
     /// End with code 3 if there is work
     #[arg(long)]
     pub exit_code: bool,

@@ -43,6 +43,7 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
         Session::open(&args.file, &args.selection, args.force, args.check, pinning, globals, registry)?;
     tell_pins(args, globals, &session.moved);
     if args.dry_run {
+        session.look(args.remote.as_deref())?;
         let planned = plan(&session.pipeline, &session.store, &session.options)?;
         let told = preview(&session.pipeline, &session.store, &planned)?;
         return if args.json {

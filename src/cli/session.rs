@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use contract::Pool;
 
 use super::args::{Check, File, Globals, Selection};
 use crate::error::Error;
-use crate::executor::Executor;
+use crate::executor::{Executor, Stop};
 use crate::graph::{Graph, select};
 use crate::pins::{Moved, Pins};
 use crate::pipeline::{Instance, Pipeline};
 use crate::plan::{Verdict, plan};
 use crate::registry::Registry;
+use crate::remote::{Remote, sharing};
 use crate::runner::Options;
 use crate::store::{self, Store};
 
@@ -101,6 +103,21 @@ impl Session {
         let session = Self::open(file, &selection, false, Check::Stat, Pinning::AsItIs, globals, registry)?;
         let found = select(&session.pipeline, stage)?;
         Ok((session, found))
+    }
+
+    /// Looks at what `url` has of the pipeline, for a plan.
+    pub fn look(&mut self, url: Option<&str>) -> Result<(), Error> {
+        let Some(url) = url else { return Ok(()) };
+        let stop = Arc::new(Stop::default());
+        let remote = Remote::open(url, &stop)?;
+        let (away, troubles) =
+            sharing::look(&self.pipeline, &self.store, &self.options.forced, &remote, &stop)?;
+        for (stage, trouble) in &troubles {
+            anstream::eprintln!("warning: {stage}: {}", trouble.text);
+        }
+        self.options.away = away;
+        self.options.remote = Some(Arc::new(remote));
+        Ok(())
     }
 
     /// Sets the size of a pool, whatever the file says.
