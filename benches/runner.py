@@ -4,7 +4,8 @@
     cargo build --release --no-default-features
     python3 benches/runner.py target/release/pipe              # no network, some minutes
     python3 benches/runner.py target/release/pipe --peers      # installs benches/peers/requirements.txt into a venv
-    python3 benches/runner.py target/release/pipe --only noop  # one group: noop, plan, overhead, hash, large, none
+    python3 benches/runner.py target/release/pipe --only noop  # one group: noop, plan, overhead, hash, large, steps, none
+    python3 benches/runner.py target/release/pipe --only steps # as root, with slurm-wlm and munge: starts a Slurm of its own
 
 Prints one Markdown table: median and best of the repetitions, the goal, and the load when it started.
 Work folders go to --dir (a real disk: flushes are part of what is measured) and are removed.
@@ -152,6 +153,33 @@ def large(args, table):
     table.add(f"`plan`, {stages} stages, all stored", times, "s", "≤ 1 s")
 
 
+def steps(args, table):
+    """200 trivial stages as steps of one allocation, on the two-node Slurm of the tests."""
+    stages = 200
+    folder = place(args, "steps")
+    # Without inputs: all of them may run side by side.
+    text = [f'[stages.s{i}]\nkind = "command"\nargv = ["sh", "-c", "{TRIVIAL.format(i=i)}"]\n' for i in range(stages)]
+    (folder / "p.toml").write_text("".join(text))
+    scripts = Path(__file__).resolve().parent.parent / "tests" / "slurm"
+    cluster = place(args, "slurm")
+    subprocess.run([scripts / "start.sh", cluster, "24817"], check=True, stdout=subprocess.DEVNULL)
+    env = {**os.environ, "SLURM_CONF": str(cluster / "slurm.conf")}
+    try:
+        bare = "for i in $(seq 50); do srun --exact -N1 -n1 --mem=0 --gres=none true; done"
+        seconds = call(["salloc", "-Q", "-N1", "-n1", "sh", "-c", bare], folder, env)[0]
+        table.add("`srun true` alone, in an allocation", [seconds / 50], "ms", scale=1e3)
+        for name, options in [("one core", ["-N1", "-n1"]), ("two nodes of two cores", ["-N2", "--ntasks-per-node=2"])]:
+            times = []
+            for number in range(3):
+                command = [args.pipe, "run", "p.toml", "--executor", "srun", "--store", f"{len(options)}-{options[0][2:]}-{number}"]
+                seconds, _, said = call(["salloc", "-Q", *options, *command], folder, env)
+                assert f"{stages} ran" in said, said
+                times.append(seconds / stages)
+            table.add(f"{stages} short stages as steps, {name}, per stage", times, "ms", "≤ 150 ms", 1e3)
+    finally:
+        subprocess.run([scripts / "stop.sh", cluster], check=False)
+
+
 def peers(args, table):
     venv = Path(args.venv)
     requirements = Path(__file__).with_name("peers") / "requirements.txt"
@@ -197,7 +225,7 @@ def snakemake(folder, stages, _env):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipe", type=os.path.abspath)
-    parser.add_argument("--only", action="append", choices=["noop", "plan", "overhead", "hash", "large", "none"])
+    parser.add_argument("--only", action="append", choices=["noop", "plan", "overhead", "hash", "large", "steps", "none"])
     parser.add_argument("--large", action="store_true", help="also run 10,000 stages for real (minutes)")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--repeat", type=int, default=15)
@@ -209,8 +237,8 @@ def main():
     os.environ.pop("PIPE_STORE", None)
     load = os.getloadavg()
     table = Table()
-    groups = {"noop": noop, "plan": plan, "overhead": overhead, "hash": hashing, "large": large}
-    chosen = args.only or [name for name in groups if name != "large" or args.large]
+    groups = {"noop": noop, "plan": plan, "overhead": overhead, "hash": hashing, "large": large, "steps": steps}
+    chosen = args.only or [name for name in groups if name != "steps" and (name != "large" or args.large)]
     try:
         for name in [name for name in chosen if name != "none"]:
             groups[name](args, table)

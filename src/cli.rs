@@ -47,10 +47,14 @@ use args::{Cli, Color, Command};
 pub fn run(args: impl IntoIterator<Item = OsString>, registry: &Registry) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     // A stage's own process: the reading of a command line would be a good part of its start.
-    if let [_, command, job] = &args[..]
-        && command == "exec-stage"
-    {
-        return ended(exec_stage(Path::new(job), registry));
+    match &args[..] {
+        [_, command, job] if command == "exec-stage" => {
+            return ended(exec_stage(Path::new(job), None, registry));
+        }
+        [_, command, job, flag, lock] if command == "exec-stage" && flag == "--step" => {
+            return ended(exec_stage(Path::new(job), Some(Path::new(lock)), registry));
+        }
+        _ => {}
     }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -102,7 +106,7 @@ fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
         Command::Completions(args) => completions::run(args),
         Command::ExecStage(args) => match &args.node {
             Some(folder) => executor::node::run(Path::new(&args.job), folder),
-            None => exec_stage(Path::new(&args.job), registry),
+            None => exec_stage(Path::new(&args.job), args.step.as_deref(), registry),
         },
         Command::ProbeDevices => devices::probe(registry),
     }

@@ -1,18 +1,22 @@
 //! The child's side: `pipe exec-stage JOB` runs one stage and tells the runner how it goes.
 //!
-//! Standard input is the lifeline: its end means that the runner is gone, and the whole process group
-//! goes with it. Standard output carries one [`Event`] a line; standard error is the stage's log. A
+//! Standard input is the lifeline: a byte asks the stage to save and end; its end means that the runner is
+//! gone, and the whole process group goes with it. Standard output carries one [`Event`] a line; standard error is the stage's log. A
 //! cluster node runs the very same command. It knows nothing of graphs, keys or the store.
 
+use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use contract::{Config, Context, ErrorKind, Event, Inputs, Reporter, StageError};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Signal, getpgrp, getpid, getsid, kill_process_group, setpgid};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Exit, io_at};
+use crate::executor::steps;
 use crate::registry::Registry;
 
 /// Everything that a child must know.
@@ -41,10 +45,11 @@ impl JobFile {
 
 /// Runs the job and reports. Where this process leads a group, as a runner starts it, the whole group
 /// ends with it: the runner goes by the last event. Elsewhere the exit code repeats what that event said.
+/// As a `step` of a job it shares that lock with the runner, and so keeps other runs out on its own.
 ///
 /// # Errors
-/// If the job file cannot be read, or is not for this program.
-pub fn exec_stage(job: &Path, registry: &Registry) -> Result<Exit, Error> {
+/// If the job file cannot be read, or is not for this program; if another run has the lock.
+pub fn exec_stage(job: &Path, step: Option<&Path>, registry: &Registry) -> Result<Exit, Error> {
     let text = std::fs::read(job).map_err(io_at(job))?;
     let job: JobFile = serde_json::from_slice(&text)
         .map_err(|error| Error::new(Exit::Failed, format!("`{}`: {error}", job.display())))?;
@@ -52,12 +57,13 @@ pub fn exec_stage(job: &Path, registry: &Registry) -> Result<Exit, Error> {
         let message = format!("this is `{}`, and the job was written by `{}`", JobFile::PROGRAM, job.program);
         return Err(Error::new(Exit::Failed, message).hint("use the same program on both sides"));
     }
-    hold_lifeline();
     let stop = Arc::new(AtomicBool::new(false));
+    hold_lifeline(Arc::clone(&stop));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop))
             .map_err(|error| Error::new(Exit::Failed, format!("cannot listen to signals: {error}")))?;
     }
+    let _shared = step.map(share).transpose()?;
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&job, registry, &stop)));
     let result = result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -76,8 +82,32 @@ pub fn exec_stage(job: &Path, registry: &Registry) -> Result<Exit, Error> {
             if cancelled { Exit::Stopped } else { Exit::Failed }
         }
     };
-    end_group();
+    if step.is_some() {
+        end_others()
+    } else {
+        end_group()
+    }
     Ok(exit)
+}
+
+/// Holds the runner's lock as well, and so does all that the stage starts. Tells where it runs.
+fn share(lock: &Path) -> Result<File, Error> {
+    let file = File::open(lock).map_err(io_at(lock))?;
+    match file.try_lock_shared() {
+        Ok(()) => {}
+        Err(TryLockError::Error(error)) => return Err(Error::io(lock, &error)),
+        Err(TryLockError::WouldBlock) => {
+            let message = format!("another run has the lock `{}` by now", lock.display());
+            return Err(Error::new(Exit::Failed, message));
+        }
+    }
+    fcntl_setfd(&file, FdFlags::empty()).map_err(|error| Error::io(lock, &error.into()))?;
+    let told = |name: &str| std::env::var(name).unwrap_or_default();
+    let step = format!("{}.{}", told("SLURM_JOB_ID"), told("SLURM_STEP_ID"));
+    for (name, value) in [(steps::STEP, step), ("host", told("SLURMD_NODENAME"))] {
+        Lines.report(Event::Provenance { name: name.to_owned(), value });
+    }
+    Ok(file)
 }
 
 fn run(job: &JobFile, registry: &Registry, stop: &AtomicBool) -> Result<(), StageError> {
@@ -111,19 +141,34 @@ impl Reporter for Lines {
 /// Ends what the stage left behind, and this process with it. It cannot be left to the runner, which may
 /// be gone by now: an orphan would hold the key's lock for as long as it lives.
 fn end_group() {
-    let group = rustix::process::getpgrp();
-    if group == rustix::process::getpid() {
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    let group = getpgrp();
+    if group == getpid() {
+        let _ = kill_process_group(group, Signal::KILL);
     }
 }
 
-/// Ends the whole process group when the runner is gone.
-fn hold_lifeline() {
-    std::thread::spawn(|| {
+/// Ends what the stage left behind, but not this process: to `srun` a step that is killed is an error. So
+/// it first joins the group that its session began with, which is that of Slurm's own process.
+fn end_others() {
+    let group = getpgrp();
+    let joined = getsid(None).and_then(|session| setpgid(None, Some(session)));
+    if joined.is_ok() && group != getpgrp() {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+/// Hears of a request to stop, and ends the whole process group when the runner is gone.
+fn hold_lifeline(stop: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
         let mut byte = [0];
         let mut lifeline = std::io::stdin();
-        while !matches!(lifeline.read(&mut byte), Ok(0)) {}
-        let group = rustix::process::getpgrp();
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        loop {
+            match lifeline.read(&mut byte) {
+                Ok(0) => break,
+                Ok(_) => stop.store(true, Ordering::SeqCst),
+                Err(_) => {}
+            }
+        }
+        let _ = kill_process_group(getpgrp(), Signal::KILL);
     });
 }

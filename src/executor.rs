@@ -1,4 +1,5 @@
-//! Where a stage's process runs: on this machine ([`local`]) or on a cluster's ([`slurm`]).
+//! Where a stage's process runs: on this machine ([`local`]), as a job of a cluster ([`slurm`]), or as a
+//! step of the job that this command runs in ([`steps`]).
 //!
 //! An executor gets an [`Order`] with a job file and says how it ended; it knows nothing of keys, the
 //! store or the graph. [`node`] is the other end of an executor that is not here.
@@ -6,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use contract::Event;
+use contract::{Event, Pool};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -15,6 +16,7 @@ use crate::pipeline::Resources;
 pub mod local;
 pub mod node;
 pub mod slurm;
+pub mod steps;
 
 /// In a stage's folder for executors elsewhere: the order that is out. As long as it is there, something
 /// may be filling the stage's output folder, whoever runs.
@@ -24,6 +26,11 @@ pub const TICKET: &str = "job.json";
 pub trait Executor: Sync {
     /// Whether stages run on this machine, and so share its adapters and cores.
     fn is_here(&self) -> bool;
+
+    /// How many slots of `pool` there are elsewhere; `None`: a queue says what runs side by side.
+    fn slots(&self, _pool: Pool) -> Option<usize> {
+        None
+    }
 
     /// Whether a run that is gone has ordered the stage already, so that this one goes on with it.
     ///
@@ -42,6 +49,8 @@ pub trait Executor: Sync {
 pub struct Order<'a> {
     /// Its process.
     pub launch: local::Launch<'a>,
+    /// Where the key's lock lies.
+    pub lock: PathBuf,
     /// Its name, for people.
     pub stage: &'a str,
     /// The first letters of its key, for people as well.

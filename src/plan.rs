@@ -1,7 +1,8 @@
 //! What a run would do, and why.
 //!
 //! It plays the same [`Schedule`] as a run does, with the store's answers and without processes; so what
-//! `plan` says is what `run` does. It opens no adapter and starts nothing.
+//! `plan` says is what `run` does. It opens no adapter, starts nothing and asks no remote: what is there is
+//! among the [`Options`].
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -36,12 +37,22 @@ pub struct Planned {
 pub enum Verdict {
     /// Its result is in the store.
     Cached,
+    /// A remote has it: this one.
+    WillFetch(String),
     /// It will run, because of these differences to the last time.
     WillRun(Vec<String>),
     /// It runs if what these stages make differs from what they made before.
     MayRun(Vec<String>),
     /// It is needed, not in the store, and not among the stages to run.
     Missing(Vec<String>),
+}
+
+impl Verdict {
+    /// Whether its result is had without running it.
+    #[must_use]
+    pub const fn needs_no_run(&self) -> bool {
+        matches!(self, Self::Cached | Self::WillFetch(_))
+    }
 }
 
 /// Plans every instance of `pipeline`, in its order.
@@ -53,7 +64,7 @@ pub fn plan(pipeline: &Pipeline, store: &Store, options: &Options) -> Result<Vec
     let tasks =
         tasks(pipeline).into_iter().map(|task| Task { pool: String::new(), width: 1, ..task }).collect();
     let mut schedule = Schedule::new(tasks, &BTreeMap::new(), true);
-    let mut planner = Planner { pipeline, store, objects: HashMap::new(), making: HashMap::new() };
+    let mut planner = Planner { pipeline, store, options, objects: HashMap::new(), making: HashMap::new() };
     let mut planned: Vec<Option<Planned>> = vec![None; pipeline.instances.len()];
     let mut outside = store.stat_cache();
     while let Some(action) = schedule.next_action() {
@@ -65,7 +76,7 @@ pub fn plan(pipeline: &Pipeline, store: &Store, options: &Options) -> Result<Vec
                 if let Verdict::Missing(_) = answer.verdict {
                     schedule.ended(task, Ending::Failed);
                 } else {
-                    schedule.checked(task, answer.verdict == Verdict::Cached);
+                    schedule.checked(task, answer.verdict.needs_no_run());
                 }
                 planned[task] = Some(answer);
             }
@@ -91,6 +102,7 @@ impl Planned {
 struct Planner<'a> {
     pipeline: &'a Pipeline,
     store: &'a Store,
+    options: &'a Options,
     /// What is stored already, by who makes it.
     objects: HashMap<StageId, Digest>,
     /// Keys that this run will make, by who comes first.
@@ -115,19 +127,25 @@ impl Planner<'_> {
         };
         let key = fields.key();
         let action = if forced { None } else { self.store.lookup(&key)? };
+        let away = self.options.away.get(&key).filter(|_| !forced && action.is_none()).copied();
         let verdict = match (&action, self.making.get(&key)) {
             (Some(_), _) => Verdict::Cached,
+            _ if away.is_some() => Verdict::WillFetch(self.remote()),
             _ if frozen => Verdict::Missing(vec!["it is not among the stages to run".to_owned()]),
             _ if forced => asked_for(),
             (None, Some(twin)) => Verdict::MayRun(vec![format!("`{twin}` makes the same")]),
             (None, None) => Verdict::WillRun(reasons(self.store, self.pipeline, instance, &fields)),
         };
-        match &action {
-            Some(action) => drop(self.objects.insert(instance.id.clone(), action.object)),
+        match action.as_ref().map(|action| action.object).or(away) {
+            Some(object) => drop(self.objects.insert(instance.id.clone(), object)),
             None => drop(self.making.entry(key).or_insert_with(|| instance.id.clone())),
         }
         let (key, fields) = (Some(key), Some(fields));
         Ok(Planned { id: instance.id.clone(), verdict, key, fields, action })
+    }
+
+    fn remote(&self) -> String {
+        self.options.remote.as_ref().map_or_else(String::new, |remote| remote.url().to_owned())
     }
 
     fn waits_for(&self, instance: &Instance) -> Verdict {

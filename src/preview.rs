@@ -28,7 +28,7 @@ pub fn preview(pipeline: &Pipeline, store: &Store, planned: &[Planned]) -> Resul
     let mut told = vec![Vec::new(); pipeline.instances.len()];
     for &index in graph.order() {
         let (instance, stage) = (&pipeline.instances[index], &planned[index]);
-        if matches!(stage.verdict, Verdict::Cached | Verdict::Missing(_)) {
+        if matches!(stage.verdict, Verdict::Cached | Verdict::WillFetch(_) | Verdict::Missing(_)) {
             continue;
         }
         // What is wrong with the parameters was said when the pipeline was read.

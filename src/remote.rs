@@ -159,15 +159,32 @@ impl Remote {
         }
     }
 
-    /// Fills the slot's folder. `None`: there is no such result.
-    fn download(&self, slot: &Slot, explanation: &Explanation) -> Result<Option<Action>, Fault> {
+    /// The result of `key` there, if there is one that is what `explanation` (the key's fields) says.
+    ///
+    /// # Errors
+    /// What is to be told; nothing if enough was.
+    fn look(&self, key: &StageKey, explanation: &Explanation) -> Result<Option<Action>, Option<Trouble>> {
+        if self.reads.is_down() {
+            return Ok(None);
+        }
+        self.reads.note(self.action(key, explanation), self.url())
+    }
+
+    fn action(&self, key: &StageKey, explanation: &Explanation) -> Result<Option<Action>, Fault> {
         let damaged = |what: &str| Fault::Damaged(what.to_owned());
-        let Some(text) = self.bucket.get(&action_name(&slot.key()))? else { return Ok(None) };
+        let Some(text) = self.bucket.get(&action_name(key))? else { return Ok(None) };
         let action = String::from_utf8(text).ok().and_then(|text| Action::from_text(&text));
         let action = action.ok_or_else(|| damaged("an action is cut off or edited"))?;
         if action.explanation != *explanation {
             return Err(damaged("an action speaks of another key"));
         }
+        Ok(Some(action))
+    }
+
+    /// Fills the slot's folder. `None`: there is no such result.
+    fn download(&self, slot: &Slot, explanation: &Explanation) -> Result<Option<Action>, Fault> {
+        let damaged = |what: &str| Fault::Damaged(what.to_owned());
+        let Some(action) = self.action(&slot.key(), explanation)? else { return Ok(None) };
         let Some(text) = self.bucket.get(&object_path(&action.object))? else {
             return Err(damaged("an action speaks of an object that is not there"));
         };

@@ -44,6 +44,8 @@ pub struct Options {
     pub pools: BTreeMap<String, usize>,
     /// Where results may be had from and are sent to.
     pub remote: Option<Arc<Remote>>,
+    /// What was seen there: for a plan, which asks nobody.
+    pub away: HashMap<StageKey, Digest>,
 }
 
 /// How a run went.

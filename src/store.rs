@@ -6,7 +6,7 @@
 //!   objects/ab/abcd…/  files/ + manifest.json   what stages made, by content, read-only
 //!   actions/KEY        what came of a key; written last
 //!   latest/NAME        the last action of a stage by name, for `plan` and `explain`
-//!   locks/KEY          one flock a key
+//!   locks/KEY          one flock a key; KEY.lease beside it where machines share the store
 //!   work/KEY/          a stage's own folder, survives crashes
 //!   attempts/          half-made outputs, of use to nobody after a crash
 //!   running/           one locked file a run that goes on
@@ -34,10 +34,13 @@ pub use object::{Check, Entry as FileEntry, Manifest, Objects, name as object_na
 pub use running::{Announced, Running};
 pub use stat_cache::StatCache;
 
+use lease::Leases;
+
 mod action;
 pub mod files;
 pub mod gc;
 mod history;
+mod lease;
 mod lock;
 mod object;
 mod running;
@@ -58,6 +61,8 @@ const CACHEDIR_TAG: &str =
 pub struct Store {
     root: PathBuf,
     check: Check,
+    /// Where other machines may see the store.
+    leases: Option<Leases>,
     /// What stages made.
     pub objects: Objects,
 }
@@ -107,7 +112,8 @@ impl Store {
         }
         let root = fs::canonicalize(root).map_err(io_at(root))?;
         let objects = Objects::new(root.join("objects"), root.join("attempts"));
-        Ok(Self { root, check, objects })
+        let leases = Leases::of(&root).map_err(io_at(&root))?;
+        Ok(Self { root, check, leases, objects })
     }
 
     /// Where the store lies.
@@ -146,8 +152,8 @@ impl Store {
         waiting: impl FnMut(&str),
         stop: impl Fn() -> bool,
     ) -> Result<Entry, Error> {
-        let path = self.root.join("locks").join(key.to_string());
-        let Some(lock) = KeyLock::take(&path, who, patience, waiting, stop)? else {
+        let path = self.lock_path(key);
+        let Some(lock) = KeyLock::take(&path, self.leases.as_ref(), who, patience, waiting, stop)? else {
             return Ok(Entry::GivenUp);
         };
         if !force && let Some(action) = self.lookup(key)? {
@@ -175,6 +181,10 @@ impl Store {
 
     fn action_path(&self, key: &StageKey) -> PathBuf {
         self.root.join("actions").join(key.to_string())
+    }
+
+    fn lock_path(&self, key: &StageKey) -> PathBuf {
+        self.root.join("locks").join(key.to_string())
     }
 
     fn latest_path(&self, pipeline: &str, stage: &str) -> PathBuf {
@@ -280,6 +290,12 @@ impl Slot {
         self.key
     }
 
+    /// Where the key's lock lies.
+    #[must_use]
+    pub fn lock_path(&self) -> PathBuf {
+        self.store.lock_path(&self.key)
+    }
+
     /// The empty folder to fill.
     #[must_use]
     pub fn out(&self) -> PathBuf {
@@ -352,6 +368,7 @@ impl Slot {
         unflushed.push(beside.path().to_owned());
         files::flush(&unflushed)?;
         point("commit: flushed");
+        self.lock.check()?;
         let shelf = self.store.objects.adopt(&self.attempt, &object)?;
         point("commit: the object is in");
         beside.persist(&path).map_err(|error| Error::io(&path, &error.error))?;
@@ -382,8 +399,9 @@ impl Rest {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // After a commit the attempt was renamed away; after a failure its half-made files go.
-        if !self.store.is_ordered(self.key.to_string().as_ref()) {
+        // After a commit the attempt was renamed away; after a failure its half-made files go, unless they are
+        // another machine's by now.
+        if self.lock.check().is_ok() && !self.store.is_ordered(self.key.to_string().as_ref()) {
             let _ = files::remove_tree(&self.attempt);
         }
     }

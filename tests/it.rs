@@ -16,6 +16,7 @@ mod it {
     mod graphs;
     mod hub;
     mod kills;
+    mod leases;
     mod locks;
     mod metrics;
     mod place;
@@ -27,5 +28,6 @@ mod it {
     mod s3;
     mod signals;
     mod slurm;
+    mod steps;
     mod terminal;
 }

@@ -175,6 +175,8 @@ pub enum Where {
     Local,
     /// As batch jobs of a Slurm cluster that shares this folder and the store
     Slurm,
+    /// As steps of the Slurm allocation that this command runs in
+    Srun,
 }
 
 /// `pipe run`
@@ -261,6 +263,9 @@ pub struct Plan {
     /// How stored results are checked
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub check: Check,
+    /// A store that machines share: what it has would be fetched
+    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
+    pub remote: Option<String>,
     /// End with code 3 if there is work
     #[arg(long)]
     pub exit_code: bool,
@@ -446,6 +451,9 @@ pub struct ExecStage {
     /// Watch over it on a cluster's node: what happens goes into this folder
     #[arg(long, value_name = "FOLDER")]
     pub node: Option<PathBuf>,
+    /// Run it as a step of a job: this lock is shared with the runner
+    #[arg(long, value_name = "LOCK", conflicts_with = "node")]
+    pub step: Option<PathBuf>,
 }
 
 /// `pipe stages`

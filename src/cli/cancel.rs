@@ -16,6 +16,12 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub fn run(args: &Cancel, globals: &Globals) -> Result<Exit, Error> {
     let store = Store::open(&globals.store, Check::Stat)?;
     let chosen = choose(store.running(), args)?;
+    if let Some(run) = chosen.iter().find(|run| store.is_elsewhere(run)) {
+        let host = run.host.as_deref().unwrap_or_default();
+        let message = format!("run {} goes on at `{host}`", run.id);
+        return Err(Error::new(Exit::Failed, message)
+            .hint("`pipe cancel` reaches runs of its own machine: stop it there"));
+    }
     for run in &chosen {
         ask(run)?;
         if !globals.quiet {

@@ -13,7 +13,7 @@ use crate::registry::Registry;
 
 /// Runs the command.
 pub fn run(args: &Plan, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {
-    let session = Session::open(
+    let mut session = Session::open(
         &args.file,
         &args.selection,
         args.force,
@@ -22,6 +22,7 @@ pub fn run(args: &Plan, globals: &Globals, registry: &Registry) -> Result<Exit, 
         globals,
         registry,
     )?;
+    session.look(args.remote.as_deref())?;
     let planned = plan(&session.pipeline, &session.store, &session.options)?;
     let told = preview(&session.pipeline, &session.store, &planned)?;
     if args.json {
@@ -29,7 +30,7 @@ pub fn run(args: &Plan, globals: &Globals, registry: &Registry) -> Result<Exit, 
     } else {
         print(&text(&planned, &told))?;
     }
-    let work = planned.iter().any(|stage| stage.verdict != Verdict::Cached);
+    let work = planned.iter().any(|stage| !stage.verdict.needs_no_run());
     Ok(if args.exit_code && work { Exit::WorkFound } else { Exit::Ok })
 }
 
@@ -62,8 +63,10 @@ pub fn text(planned: &[Planned], told: &[Vec<String>]) -> String {
         count("will run"),
         count("may run")
     );
-    if count("cannot run") > 0 {
-        figures += &format!(", {} cannot run", count("cannot run"));
+    for more in ["will fetch", "cannot run"] {
+        if count(more) > 0 {
+            figures += &format!(", {} {more}", count(more));
+        }
     }
     figures.push('\n');
     align(&rows, "") + "\n" + &figures
@@ -73,6 +76,7 @@ pub fn text(planned: &[Planned], told: &[Vec<String>]) -> String {
 pub fn answer(verdict: &Verdict) -> (&'static str, &[String]) {
     match verdict {
         Verdict::Cached => ("cached", &[]),
+        Verdict::WillFetch(from) => ("will fetch", std::slice::from_ref(from)),
         Verdict::WillRun(why) => ("will run", why),
         Verdict::MayRun(why) => ("may run", why),
         Verdict::Missing(why) => ("cannot run", why),

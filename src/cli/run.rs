@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::args::{Globals, Jobs, Run, Where};
@@ -15,6 +15,7 @@ use crate::error::{Error, Exit};
 use crate::exec::JobFile;
 use crate::executor::local::Local;
 use crate::executor::slurm::Slurm;
+use crate::executor::steps::Steps;
 use crate::executor::{Executor, Stop};
 use crate::graph::Graph;
 use crate::key::KeyFields;
@@ -42,6 +43,7 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
         Session::open(&args.file, &args.selection, args.force, args.check, pinning, globals, registry)?;
     tell_pins(args, globals, &session.moved);
     if args.dry_run {
+        session.look(args.remote.as_deref())?;
         let planned = plan(&session.pipeline, &session.store, &session.options)?;
         let told = preview(&session.pipeline, &session.store, &planned)?;
         return if args.json {
@@ -53,6 +55,7 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
     let executor: Box<dyn Executor> = match args.executor {
         Where::Local => Box::new(Local),
         Where::Slurm => Box::new(Slurm::open()?),
+        Where::Srun => Box::new(Steps::open()?),
     };
     for jobs in &args.jobs {
         match *jobs {
@@ -63,7 +66,7 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
     if executor.is_here() {
         session.count_adapters(registry)?;
     } else {
-        session.pools_elsewhere();
+        session.pools_elsewhere(executor.as_ref());
     }
     session.options.keep_going = args.keep_going;
     session.options.lock_wait = args.lock_wait;
@@ -79,6 +82,8 @@ pub fn run(args: &Run, globals: &Globals, registry: &Registry) -> Result<Exit, E
         pipeline: session.pipeline.name.clone(),
         file: args.file.pipeline.display().to_string(),
         started: format!("{started:.0}"),
+        host: None,
+        domain: None,
     })?;
     if let Some(remote) = &remote {
         let Session { pipeline, store, options, .. } = &session;
@@ -137,9 +142,9 @@ fn progress(args: &Run, globals: &Globals) -> Box<dyn Progress> {
     }
 }
 
-/// Turns signals into requests to stop. Gives the last signal's number.
+/// Turns signals into requests to stop; USR1 is how Slurm says that the time is nearly up. Gives the last signal's number.
 fn listen(stop: &Arc<Stop>, quiet: bool) -> Result<Arc<AtomicU8>, Error> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])
         .map_err(|error| Error::new(Exit::Failed, format!("cannot listen to signals: {error}")))?;
     let last = Arc::new(AtomicU8::new(0));
     let (stop, noted) = (Arc::clone(stop), Arc::clone(&last));
@@ -149,7 +154,7 @@ fn listen(stop: &Arc<Stop>, quiet: bool) -> Result<Arc<AtomicU8>, Error> {
             if !stop.asked() && !quiet {
                 anstream::eprintln!("stopping: stages save and end; once more ends them at once");
             }
-            stop.ask();
+            if signal == SIGUSR1 { stop.ask_to_save() } else { stop.ask() }
         }
     });
     Ok(last)
@@ -254,9 +259,11 @@ fn tell(
     }
     anstream::eprintln!("{}", closing(outcome));
     let mut again = format!("pipe run {}", command_tail(args, globals, ""));
-    if args.executor == Where::Slurm {
-        again += " --executor slurm";
-    }
+    again += match args.executor {
+        Where::Local => "",
+        Where::Slurm => " --executor slurm",
+        Where::Srun => " --executor srun",
+    };
     match exit {
         Exit::Ok => {
             let leaves = Graph::new(pipeline)?.leaves();

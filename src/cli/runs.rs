@@ -19,7 +19,11 @@ pub fn run(args: &Runs, globals: &Globals) -> Result<Exit, Error> {
     }
     let mut rows = vec![["run", "pipeline", "started", "took", "exit", "stages"].map(str::to_owned).to_vec()];
     rows.extend(runs.iter().map(row));
-    let going_on = |run: Running| vec![run.id, run.pipeline, run.started, "goes on".to_owned()];
+    let going_on = |run: Running| {
+        let place = if store.is_elsewhere(&run) { run.host } else { None };
+        let state = place.map_or("goes on".to_owned(), |host| format!("goes on at `{host}`"));
+        vec![run.id, run.pipeline, run.started, state]
+    };
     rows.extend(running.into_iter().map(going_on));
     print(&align(&rows, ""))
 }

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use contract::Pool;
 
 use super::args::{Check, File, Globals, Selection};
 use crate::error::Error;
+use crate::executor::{Executor, Stop};
 use crate::graph::{Graph, select};
 use crate::pins::{Moved, Pins};
 use crate::pipeline::{Instance, Pipeline};
 use crate::plan::{Verdict, plan};
 use crate::registry::Registry;
+use crate::remote::{Remote, sharing};
 use crate::runner::Options;
 use crate::store::{self, Store};
 
@@ -102,17 +105,33 @@ impl Session {
         Ok((session, found))
     }
 
+    /// Looks at what `url` has of the pipeline, for a plan.
+    pub fn look(&mut self, url: Option<&str>) -> Result<(), Error> {
+        let Some(url) = url else { return Ok(()) };
+        let stop = Arc::new(Stop::default());
+        let remote = Remote::open(url, &stop)?;
+        let (away, troubles) =
+            sharing::look(&self.pipeline, &self.store, &self.options.forced, &remote, &stop)?;
+        for (stage, trouble) in &troubles {
+            anstream::eprintln!("warning: {stage}: {}", trouble.text);
+        }
+        self.options.away = away;
+        self.options.remote = Some(Arc::new(remote));
+        Ok(())
+    }
+
     /// Sets the size of a pool, whatever the file says.
     pub fn set_pool(&mut self, pool: Pool, slots: usize) {
         self.pipeline.pools.insert(pool.name().to_owned(), slots);
         self.options.pools.insert(pool.name().to_owned(), slots);
     }
 
-    /// Lets a cluster's own queue say what runs side by side, but for pools that the file sets.
-    pub fn pools_elsewhere(&mut self) {
-        for pool in [Pool::Gpu, Pool::Cpu, Pool::Network].map(Pool::name) {
-            let slots = self.pipeline.pools.get(pool).copied().unwrap_or(ELSEWHERE);
-            self.options.pools.insert(pool.to_owned(), slots);
+    /// Lets an executor elsewhere say what runs side by side, but for pools that the file sets.
+    pub fn pools_elsewhere(&mut self, executor: &dyn Executor) {
+        for pool in [Pool::Gpu, Pool::Cpu, Pool::Network] {
+            let set = self.pipeline.pools.get(pool.name()).copied();
+            let slots = set.or_else(|| executor.slots(pool)).unwrap_or(ELSEWHERE);
+            self.options.pools.insert(pool.name().to_owned(), slots);
         }
     }
 

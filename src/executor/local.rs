@@ -1,13 +1,17 @@
 //! A stage as a child process on this machine.
 //!
 //! The child leads a process group of its own; its standard input is a pipe that ends when this process
-//! does, however it ends, and it inherits the key's lock. See [`crate::exec`] for its side.
+//! does, however it ends, and it inherits the key's lock. A byte in that pipe asks it to save and end.
+//! Where another program starts the stage elsewhere, that program is the child, and the pipe goes through
+//! it. See [`crate::exec`] for the stage's side.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -55,10 +59,14 @@ const LOCK_FD: i32 = 3;
 pub struct Launch<'a> {
     /// The job file.
     pub job: &'a Path,
+    /// The command line that starts it, where this machine does not.
+    pub instead: Vec<String>,
     /// The key's lock, inherited.
     pub lock: &'a File,
     /// Where standard error goes, appended.
     pub log: &'a Path,
+    /// Set when the lock is held no longer: another machine is at this stage by now.
+    pub lost: Option<Arc<AtomicBool>>,
     /// Declared variables and secrets.
     pub env: Vec<(String, String)>,
     /// After how long it is stopped.
@@ -109,7 +117,7 @@ pub fn run(launch: &Launch<'_>, stop: &Stop, mut tell: impl FnMut(Event)) -> Res
             event => tell(event),
         }
     };
-    let mut watch = Watch::new(&child, launch.timeout);
+    let mut watch = Watch::new(&child, lifeline, launch);
     let status = loop {
         match lines.recv_timeout(TICK) {
             Ok(event) => take(event),
@@ -123,21 +131,22 @@ pub fn run(launch: &Launch<'_>, stop: &Stop, mut tell: impl FnMut(Event)) -> Res
     };
     // Whatever the stage started must not outlive it.
     watch.kill_group();
-    drop(lifeline);
+    watch.lifeline = None;
     lines.into_iter().for_each(take);
     Ok(judge(status, last, &watch, launch, stop))
 }
 
-fn spawn(launch: &Launch<'_>, log: &File) -> Result<(Child, std::io::PipeWriter), Error> {
+fn spawn(launch: &Launch<'_>, log: &File) -> Result<(Child, PipeWriter), Error> {
     let fail = |error: std::io::Error| Error::new(Exit::Failed, format!("cannot start a stage: {error}"));
     let (read, write) = std::io::pipe().map_err(fail)?;
-    let program = if cfg!(target_os = "linux") {
-        "/proc/self/exe".into()
-    } else {
-        std::env::current_exe().map_err(fail)?
+    let mut command = match launch.instead.split_first() {
+        Some((program, args)) => {
+            let mut command = Command::new(program);
+            command.args(args);
+            command
+        }
+        None => this_program(launch.job).map_err(fail)?,
     };
-    let mut command = Command::new(program);
-    command.arg0("pipe").arg("exec-stage").arg(launch.job);
     command.env_clear().envs(std::env::vars().filter(|(name, _)| is_machine(name)));
     // A training step frees and takes the same large buffers over and over: pages that are given back
     // before the next step takes them (mimalloc's default is 10 ms) cost a tenth of its time and more.
@@ -151,6 +160,13 @@ fn spawn(launch: &Launch<'_>, log: &File) -> Result<(Child, std::io::PipeWriter)
         .fd_mappings(vec![FdMapping { parent_fd: lock.into(), child_fd: LOCK_FD }])
         .map_err(|error| Error::new(Exit::Failed, format!("cannot hand a lock to a stage: {error}")))?;
     Ok((command.spawn().map_err(fail)?, write))
+}
+
+fn this_program(job: &Path) -> std::io::Result<Command> {
+    let program = if cfg!(target_os = "linux") { "/proc/self/exe".into() } else { std::env::current_exe()? };
+    let mut command = Command::new(program);
+    command.arg0("pipe").arg("exec-stage").arg(job);
+    Ok(command)
 }
 
 fn is_machine(name: &str) -> bool {
@@ -191,16 +207,23 @@ fn write_log(log: &mut File, event: &Event) {
 /// Stops the child when it is asked to stop or its time is up.
 struct Watch {
     pid: Option<Pid>,
+    /// The child ends when this does.
+    lifeline: Option<PipeWriter>,
+    /// Whether the child only stands for the stage.
+    stands_in: bool,
+    lost: Option<Arc<AtomicBool>>,
     deadline: Option<Instant>,
     terminated: Option<Instant>,
     timed_out: bool,
 }
 
 impl Watch {
-    fn new(child: &Child, timeout: Option<Duration>) -> Self {
+    fn new(child: &Child, lifeline: PipeWriter, launch: &Launch<'_>) -> Self {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Self { pid, deadline, terminated: None, timed_out: false }
+        let deadline = launch.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let stands_in = !launch.instead.is_empty();
+        let lost = launch.lost.clone();
+        Self { pid, lifeline: Some(lifeline), stands_in, lost, deadline, terminated: None, timed_out: false }
     }
 
     fn look(&mut self, stop: &Stop) {
@@ -208,13 +231,27 @@ impl Watch {
             self.timed_out = true;
         }
         let late = self.terminated.is_some_and(|since| self.timed_out && since.elapsed() >= GRACE);
-        if stop.urgent() || late {
-            self.kill_group();
+        let lost = self.lost.as_ref().is_some_and(|lost| lost.load(Ordering::SeqCst));
+        if stop.urgent() || late || lost {
+            self.end_now();
         } else if self.terminated.is_none() && (stop.asked() || self.timed_out) {
             self.terminated = Some(Instant::now());
-            if let Some(pid) = self.pid {
-                let _ = kill_process(pid, Signal::TERM);
+            if let Some(lifeline) = &mut self.lifeline {
+                // If it does not arrive, the child is about to be gone.
+                let _ = lifeline.write_all(b"s");
             }
+        }
+    }
+
+    fn end_now(&mut self) {
+        match self.pid {
+            // It must live to end the stage; it takes this as an order to do so.
+            Some(pid) if self.stands_in => {
+                if self.lifeline.take().is_some() {
+                    let _ = kill_process(pid, Signal::TERM);
+                }
+            }
+            _ => self.kill_group(),
         }
     }
 
@@ -239,7 +276,9 @@ fn judge(status: ExitStatus, last: Option<Ended>, watch: &Watch, launch: &Launch
     if last == Some(Ended::Cancelled) || stop.asked() {
         return Ended::Cancelled;
     }
-    match status.signal() {
+    // A program that stands for the stage ends as shells do when the stage is killed.
+    let signal = status.signal().or_else(|| status.code().filter(|&code| code > 128).map(|code| code - 128));
+    match signal {
         Some(signal) => {
             Ended::Failed { message: format!("killed by {}", name_of(signal)), hint: hint_for(signal) }
         }

@@ -139,6 +139,8 @@ fn stage(job: &Path, folder: &Path, order: &NodeOrder, stop: &Stop) -> Result<En
     let launch = Launch {
         job,
         lock: &lock,
+        instead: Vec::new(),
+        lost: None,
         log: &order.log,
         env: place.chain(declared).collect(),
         timeout: order.timeout.map(Duration::from_millis),

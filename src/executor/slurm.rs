@@ -351,7 +351,7 @@ fn forget(elsewhere: &Path) -> Result<(), Error> {
 }
 
 /// Calls one of Slurm's programs. In a process group of its own: Ctrl-C is for the run, not for it.
-fn ask(command: &mut Command) -> Result<String, Error> {
+pub(super) fn ask(command: &mut Command) -> Result<String, Error> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).process_group(0).output().map_err(|error| {
         Error::usage(format!("cannot start `{name}`: {error}"))

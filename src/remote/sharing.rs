@@ -1,10 +1,10 @@
 //! Many results at once: everything of a pipeline from there, or to there.
 //!
-//! A pull plays the schedule as `plan` does, with the remote's answers: a key is known when what it takes is,
+//! A pull, and a look at what it would fetch, plays the schedule as `plan` does, with the remote's answers: a key is known when what it takes is,
 //! so a chain is asked for link by link, and whatever is known at a time goes side by side.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,16 +34,23 @@ pub struct Moved {
     /// Stages without a result.
     pub absent: usize,
     /// What is to be told, by stage.
-    pub troubles: Vec<(StageId, Trouble)>,
+    pub troubles: Troubles,
 }
 
 /// What became of one key.
 struct Answer {
     task: usize,
+    key: StageKey,
     action: Option<Box<Action>>,
     fetched: bool,
     trouble: Option<Trouble>,
 }
+
+/// Where answers go.
+type Answers = Sender<Result<Answer, Error>>;
+
+/// What is to be told, by stage.
+pub type Troubles = Vec<(StageId, Trouble)>;
 
 /// Fetches every result of `pipeline` that is there and not here. `forced` instances, which are to be made
 /// anew, are left out with all that hangs on them.
@@ -57,12 +64,66 @@ pub fn pull(
     remote: &Remote,
     stop: &Stop,
 ) -> Result<Moved, Error> {
+    let mut moved = Moved::default();
+    let ask = |task, fields: &KeyFields, answers: &Answers| fetch(task, fields, store, remote, stop, answers);
+    let (here, absent) = play(pipeline, store, forced, stop, ask, |id, answer| {
+        moved.troubles.extend(answer.trouble.map(|trouble| (id.clone(), trouble)));
+        moved.moved += usize::from(answer.fetched);
+        moved.present += usize::from(!answer.fetched && answer.action.is_some());
+        if let (true, Some(action)) = (answer.fetched, answer.action) {
+            moved.bytes += store.objects.manifest(&action.object).map_or(0, |manifest| manifest.size());
+        }
+    })?;
+    moved.present += here;
+    moved.absent = absent;
+    Ok(moved)
+}
+
+/// What `pull` would fetch, as far as actions tell, and what is to be told. Nothing is fetched.
+///
+/// # Errors
+/// If the store here cannot be used.
+pub fn look(
+    pipeline: &Pipeline,
+    store: &Store,
+    forced: &[bool],
+    remote: &Remote,
+    stop: &Stop,
+) -> Result<(HashMap<StageKey, Digest>, Troubles), Error> {
+    let (mut found, mut troubles) = (HashMap::new(), Vec::new());
+    let ask = |task, fields: &KeyFields, answers: &Answers| {
+        let key = fields.key();
+        let (action, trouble) = match remote.look(&key, &fields.explain()) {
+            Ok(action) => (action.map(Box::new), None),
+            Err(trouble) => (None, trouble),
+        };
+        let _ = answers.send(Ok(Answer { task, key, action, fetched: false, trouble }));
+        Ok(())
+    };
+    play(pipeline, store, forced, stop, ask, |id, answer| {
+        troubles.extend(answer.trouble.map(|trouble| (id.clone(), trouble)));
+        found.extend(answer.action.map(|action| (answer.key, action.object)));
+    })?;
+    Ok((found, troubles))
+}
+
+/// Asks for what is not here as soon as its key is known. How many results are here, and how many nowhere.
+fn play(
+    pipeline: &Pipeline,
+    store: &Store,
+    forced: &[bool],
+    stop: &Stop,
+    ask: impl Fn(usize, &KeyFields, &Answers) -> Result<(), Error> + Sync,
+    mut take: impl FnMut(&StageId, Answer),
+) -> Result<(usize, usize), Error> {
+    let ask = &ask;
+    let mut here = 0;
     let alike = tasks(pipeline).into_iter().map(|task| Task { pool: String::new(), width: 1, ..task });
     let pools = BTreeMap::from([(String::new(), AT_ONCE)]);
     let mut schedule = Schedule::new(alike.collect(), &pools, true);
     let mut known: HashMap<StageId, Digest> = HashMap::new();
     let mut asked: HashMap<usize, KeyFields> = HashMap::new();
-    let (mut moved, mut outside) = (Moved::default(), store.stat_cache());
+    let mut outside = store.stat_cache();
     let (sender, receiver) = channel();
     std::thread::scope(|scope| {
         loop {
@@ -87,7 +148,7 @@ pub fn pull(
                         };
                         match store.lookup(&fields.key())? {
                             Some(action) => {
-                                moved.present += 1;
+                                here += 1;
                                 known.insert(instance.id.clone(), action.object);
                                 schedule.checked(task, true);
                             }
@@ -100,8 +161,7 @@ pub fn pull(
                     Do::Start(task, _) => {
                         let (fields, sender) = (asked.remove(&task).expect("it was checked"), sender.clone());
                         scope.spawn(move || {
-                            let answer = fetch(task, &fields, store, remote, stop, &sender);
-                            if let Err(error) = answer {
+                            if let Err(error) = ask(task, &fields, &sender) {
                                 let _ = sender.send(Err(error));
                             }
                         });
@@ -112,26 +172,15 @@ pub fn pull(
                 break Ok::<(), Error>(());
             }
             let Ok(answer) = receiver.recv_timeout(Duration::from_millis(50)) else { continue };
-            let Answer { task, action, fetched, trouble } = answer?;
-            let id = &pipeline.instances[task].id;
-            moved.troubles.extend(trouble.map(|trouble| (id.clone(), trouble)));
-            match action {
-                Some(action) => {
-                    known.insert(id.clone(), action.object);
-                    moved.moved += usize::from(fetched);
-                    moved.present += usize::from(!fetched);
-                    if fetched {
-                        moved.bytes +=
-                            store.objects.manifest(&action.object).map_or(0, |manifest| manifest.size());
-                    }
-                    schedule.ended(task, Ending::Cached);
-                }
-                None => schedule.ended(task, Ending::Failed),
-            }
+            let answer = answer?;
+            let id = &pipeline.instances[answer.task].id;
+            let ending = if answer.action.is_some() { Ending::Cached } else { Ending::Failed };
+            known.extend(answer.action.as_ref().map(|action| (id.clone(), action.object)));
+            schedule.ended(answer.task, ending);
+            take(id, answer);
         }
     })?;
-    moved.absent = schedule.states().iter().filter(|state| **state != State::Cached).count();
-    Ok(moved)
+    Ok((here, schedule.states().iter().filter(|state| **state != State::Cached).count()))
 }
 
 fn fetch(
@@ -140,12 +189,12 @@ fn fetch(
     store: &Store,
     remote: &Remote,
     stop: &Stop,
-    sender: &std::sync::mpsc::Sender<Result<Answer, Error>>,
+    answers: &Answers,
 ) -> Result<(), Error> {
     let who = format!("process {} (fetches from a remote)", std::process::id());
     let tell = |action, fetched, trouble| {
         // Nobody is left to tell where another thread has failed.
-        let _ = sender.send(Ok(Answer { task, action, fetched, trouble }));
+        let _ = answers.send(Ok(Answer { task, key: fields.key(), action, fetched, trouble }));
     };
     let patience = Some(Duration::ZERO);
     match store.enter(&fields.key(), &who, false, patience, |_| {}, || stop.asked()) {

@@ -167,6 +167,7 @@ impl Attempt<'_> {
                     return Ok(Made::Stored(Box::new(action), rest));
                 }
                 Ended::Failed { message, hint } => {
+                    slot.lock.check().map_err(failed)?;
                     let hint = full_disk(self.store.root()).or(hint);
                     Failure {
                         log: Some(log.clone()),
@@ -208,10 +209,18 @@ impl Attempt<'_> {
         point("stage: before its job file");
         let text = serde_json::to_vec_pretty(&job).expect("a job is plain data");
         std::fs::write(&file, text).map_err(io_at(&file))?;
-        let launch =
-            Launch { job: &file, lock: &slot.lock.0, log, env: self.env(), timeout: self.instance.timeout };
+        let launch = Launch {
+            job: &file,
+            instead: Vec::new(),
+            lock: &slot.lock.file,
+            lost: slot.lock.lost().cloned(),
+            log,
+            env: self.env(),
+            timeout: self.instance.timeout,
+        };
         let order = Order {
             launch,
+            lock: slot.lock_path(),
             stage: &self.instance.id.0,
             key: slot.key().to_string().chars().take(SHORT).collect(),
             elsewhere: slot.elsewhere(),

@@ -4,6 +4,7 @@
 //! action, then the object, so that a crash in between leaves an object that nothing speaks of and never
 //! an action that speaks of nothing. Nothing younger than an hour goes. A run holds the store's usage
 //! lock shared, and collecting takes it alone: it waits for runs, and runs that start meanwhile wait for it.
+//! Where machines share the store, both leave a lease as well, first, and then wait for those of the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::files::remove_tree;
+use super::lease::{Lease, Leases, Watch, number};
 use super::{Action, Check, Store};
 use crate::digest::Digest;
 use crate::error::{Error, Exit, io_at};
@@ -59,6 +61,33 @@ pub struct Verified {
 #[derive(Debug)]
 pub struct InUse {
     _file: File,
+    _lease: Option<Lease>,
+}
+
+/// Takes a lease, however long it takes.
+fn take(leases: &Leases, path: &Path, waiting: &mut dyn FnMut()) -> Result<Lease, Error> {
+    let who = format!("process {}", std::process::id());
+    let mut watch = Watch::default();
+    loop {
+        match leases.take(path, &who, &mut watch).map_err(io_at(path))? {
+            Ok(lease) => return Ok(lease),
+            Err(_) => pause(waiting),
+        }
+    }
+}
+
+/// Waits until a lease of another machine is gone.
+fn outwait(leases: &Leases, path: &Path, waiting: &mut dyn FnMut()) -> Result<(), Error> {
+    let mut watch = Watch::default();
+    while leases.is_alive(path, &mut watch).map_err(io_at(path))?.is_some() {
+        pause(&mut *waiting);
+    }
+    Ok(())
+}
+
+fn pause(waiting: &mut dyn FnMut()) {
+    waiting();
+    std::thread::sleep(Duration::from_secs(1));
 }
 
 /// An action and the object that it speaks of.
@@ -79,7 +108,31 @@ impl Store {
         let path = self.usage_path();
         let Ok(file) = OpenOptions::new().create(true).append(true).open(&path) else { return Ok(None) };
         file.lock_shared().map_err(io_at(&path))?;
-        Ok(Some(InUse { _file: file }))
+        let lease = match &self.leases {
+            Some(leases) => {
+                let mine = path.with_extension(format!("{}.lease", number()));
+                let lease = take(leases, &mine, &mut || {})?;
+                outwait(leases, &path.with_extension("lease"), &mut || {})?;
+                Some(lease)
+            }
+            None => None,
+        };
+        Ok(Some(InUse { _file: file, _lease: lease }))
+    }
+
+    /// Waits for the other machines that use the store, and lets none begin as long as what it gives lives.
+    fn alone(&self, waiting: &mut dyn FnMut()) -> Result<Option<Lease>, Error> {
+        let Some(leases) = &self.leases else { return Ok(None) };
+        let (folder, path) = (self.root.join("locks"), self.usage_path());
+        let lease = take(leases, &path.with_extension("lease"), waiting)?;
+        for entry in fs::read_dir(&folder).map_err(io_at(&folder))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("in-use.") && name.ends_with(".lease") && name != "in-use.lease" {
+                outwait(leases, &entry.path(), waiting)?;
+            }
+        }
+        self.forget_elsewhere();
+        Ok(Some(lease))
     }
 
     fn usage_path(&self) -> PathBuf {
@@ -103,12 +156,19 @@ impl Store {
     /// # Errors
     /// If something cannot be read or removed.
     pub fn collect(&self, keep: Keep, dry: bool, waiting: impl FnOnce()) -> Result<Collected, Error> {
+        let mut untold = Some(waiting);
+        let mut waiting = || {
+            if let Some(tell) = untold.take() {
+                tell();
+            }
+        };
         let path = self.usage_path();
         let lock = OpenOptions::new().create(true).append(true).open(&path).map_err(io_at(&path))?;
         if lock.try_lock().is_err() {
             waiting();
             lock.lock().map_err(io_at(&path))?;
         }
+        let _alone = self.alone(&mut waiting)?;
         self.refuse_while_ordered()?;
         let runs = self.runs()?;
         let old_runs = &runs[..runs.len().saturating_sub(keep.runs)];

@@ -103,8 +103,10 @@ impl Store {
     /// Whether some process makes what `key` stands for right now.
     #[must_use]
     pub fn is_running(&self, key: &StageKey) -> bool {
-        let lock = fs::File::open(self.root.join("locks").join(key.to_string()));
+        let path = self.lock_path(key);
+        let lock = fs::File::open(&path);
         lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+            || self.leases.as_ref().is_some_and(|leases| leases.is_foreign(&path.with_extension("lease")))
     }
 
     /// Whether an attempt that did not finish left something to go on from.

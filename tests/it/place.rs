@@ -145,6 +145,11 @@ impl Running {
         assert!(status.success(), "kill -s {name}");
     }
 
+    /// Whether it goes on.
+    pub fn is_there(&mut self) -> bool {
+        self.0.as_mut().unwrap().try_wait().unwrap().is_none()
+    }
+
     /// Waits for its end. Gives the exit code, `None` after a signal.
     pub fn wait(mut self) -> (Option<i32>, Said) {
         let output = self.0.take().unwrap().wait_with_output().unwrap();

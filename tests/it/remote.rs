@@ -152,3 +152,25 @@ fn what_is_forced_is_made_here_and_damage_here_heals_from_there() {
     assert_eq!(other.output("c"), home.output("c"));
     other.pipe("verify").ends(0);
 }
+
+#[test]
+fn plan_says_what_would_be_fetched_and_fetches_nothing() {
+    let (home, other) = places(&chain());
+    other.pipe("plan p.toml").ends(0).says(&["0 cached, 1 will run, 2 may run"]);
+    home.pipe(&with("run p.toml", &home)).ends(0);
+    let planned = other.pipe(&with("plan p.toml --exit-code", &home)).ends(0);
+    planned.says(&["will fetch  file://", "0 cached, 0 will run, 0 may run, 3 will fetch"]);
+    other.pipe(&with("run p.toml --dry-run", &home)).ends(0).says(&["3 will fetch"]);
+    assert!(other.stored("text").is_empty());
+    other.pipe(&with("plan p.toml --force", &home)).ends(0).says(&["3 will run, 0 may run"]).lacks("fetch");
+    other.pipe(&with("plan p.toml --only c", &home)).ends(0).says(&["3 will fetch"]).lacks("cannot run");
+    // What hangs on something new is new.
+    other.pipeline(&chain().replace("@/ran", "$WORK/ran").replace("echo two", "echo zwei"));
+    let planned = other.pipe(&with("plan p.toml --exit-code", &home)).ends(3);
+    planned.says(&["0 cached, 1 will run, 1 may run, 1 will fetch"]);
+    other.pipe(&with("run p.toml", &home)).ends(0).counts(1, 2, 0);
+    for action in there(&home, "actions") {
+        fs::write(action, "{").unwrap();
+    }
+    home.pipe(&with("plan p.toml --store new", &home)).ends(0).says(&["warning: a: file://", "1 will run"]);
+}

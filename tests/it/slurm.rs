@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::place::{Call, Place, chain, processes, stage, until};
 
 /// A running Slurm. It ends with the last test that uses it.
-struct Cluster {
+pub struct Cluster {
     folder: tempfile::TempDir,
 }
 
@@ -18,7 +18,7 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm");
 
 impl Cluster {
     /// The one that is up, or a new one. `None`, said aloud, where there cannot be one.
-    fn up() -> Option<Arc<Self>> {
+    pub fn up() -> Option<Arc<Self>> {
         let mut shared = CLUSTER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(cluster) = shared.upgrade() {
             return Some(cluster);
@@ -40,11 +40,11 @@ impl Cluster {
         Some(cluster)
     }
 
-    fn conf(&self) -> String {
+    pub fn conf(&self) -> String {
         self.folder.path().join("slurm.conf").display().to_string()
     }
 
-    fn pipe(&self, place: &Place, command: &str) -> Call {
+    pub fn pipe(&self, place: &Place, command: &str) -> Call {
         place.pipe(command).env("SLURM_CONF", &self.conf())
     }
 
@@ -52,13 +52,13 @@ impl Cluster {
         self.pipe(place, "run p.toml --executor slurm")
     }
 
-    fn ask(&self, program: &str, args: &[&str]) -> String {
+    pub fn ask(&self, program: &str, args: &[&str]) -> String {
         let output = Command::new(program).args(args).env("SLURM_CONF", self.conf()).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Number and state of every job that was submitted from `place`, over or not.
-    fn jobs(&self, place: &Place) -> Vec<(String, String)> {
+    pub fn jobs(&self, place: &Place) -> Vec<(String, String)> {
         let text = self.ask("squeue", &["--noheader", "--states=all", "--format=%Z|%i|%T"]);
         let from = format!("{}|", place.path("").display().to_string().trim_end_matches('/'));
         let mine = text.lines().filter_map(|line| line.strip_prefix(&from)?.split_once('|'));

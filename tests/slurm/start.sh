@@ -5,7 +5,7 @@
 #   tests/slurm/stop.sh DIR             ends it; what it started and nothing else
 #
 # The two nodes share the host, its file system and its processes; each offers two cores, whatever the
-# machine has. No accounting database: `sacct` knows nothing, as on many small clusters. PORT and the
+# machine has, and two GPUs that are none. No accounting database: `sacct` knows nothing, as on many small clusters. PORT and the
 # three after it must be free.
 set -euo pipefail
 
@@ -37,7 +37,9 @@ SlurmdLogFile=$dir/log/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=200
+GresTypes=gpu
 SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
@@ -50,11 +52,13 @@ SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,requeue_delay=1
 MinJobAge=300
 KillWait=5
-NodeName=n0 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=2 RealMemory=4000 State=UNKNOWN
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=2 RealMemory=4000 State=UNKNOWN
+NodeName=n0 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=2 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=2 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
 PartitionName=p Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP
 PartitionName=closed Nodes=n0 Default=NO MaxTime=INFINITE State=DOWN
 CONF
+
+for node in n0 n1; do echo "NodeName=$node Name=gpu File=/dev/null,/dev/zero"; done >"$dir/gres.conf"
 
 export SLURM_CONF=$dir/slurm.conf
 head -c 1024 /dev/urandom >"$dir/munge/key"
