@@ -18,6 +18,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -34,6 +35,9 @@ pub mod sharing;
 
 /// After how many failures in a row a direction is given up for the rest of a run.
 const TRIES: u32 = 3;
+
+/// As many open files as are asked for.
+const MOST_FILES: u64 = 8192;
 
 /// A store elsewhere.
 pub struct Remote {
@@ -120,6 +124,7 @@ impl Remote {
     /// # Errors
     /// If the address is none of these.
     pub fn open(url: &str, stop: &Arc<Stop>) -> Result<Self, Error> {
+        open_many();
         Ok(Self {
             bucket: Bucket::open(url, Arc::clone(stop))?,
             reads: Line::default(),
@@ -254,6 +259,14 @@ impl Remote {
         let text = self.bucket.get(&action_name(key))?;
         let there = text.and_then(|text| Action::from_text(&String::from_utf8(text).ok()?));
         Ok(there.is_some_and(|there| there.object == action.object))
+    }
+}
+
+/// Lets this process have as many files open as it may: what is fetched side by side takes some for each.
+fn open_many() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Without it fewer fit, and what does not is told.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(MOST_FILES).max(soft), hard);
     }
 }
 

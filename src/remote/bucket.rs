@@ -2,7 +2,7 @@
 //! `object_store`, and the only one in which anything is asynchronous.
 //!
 //! All calls wait for their end, from whatever thread; what they ask for goes out side by side, at most
-//! [`AT_ONCE`] requests at a time for all threads together. It knows nothing of keys or objects.
+//! [`AT_ONCE`] requests at a time for all threads together, and fewer where much is in each. It knows nothing of keys or objects.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -26,8 +26,11 @@ use super::credentials;
 use crate::error::{Error, Exit, io_at};
 use crate::executor::Stop;
 
-/// Requests under way at a time.
-pub const AT_ONCE: usize = 64;
+/// Requests under way at a time: many, since a small answer is all waiting.
+pub const AT_ONCE: usize = 256;
+
+/// For how many small requests one that carries [`PART`] counts; it is kept in memory.
+const LARGE: u64 = 4;
 
 /// What one request carries at most; a larger file goes in parts.
 const PART: u64 = 16 << 20;
@@ -178,7 +181,7 @@ impl Bucket {
             parts.extend(starts.map(|start| (file, Arc::clone(&handle), start)));
         }
         let fetch = async |(file, handle, start): (&Wanted, Arc<File>, u64)| {
-            let _permit = self.permits.acquire().await;
+            let _permit = self.permits.acquire_many(weight(file.size - start)).await;
             let name = self.name(&file.name);
             let bytes = if file.size <= PART {
                 // Without a range, so that a file that is too long is seen as well.
@@ -200,7 +203,8 @@ impl Bucket {
     /// Sends files: (where it lies here, what it is called there). A name holds the whole file or nothing new.
     pub fn upload(&self, files: &[(PathBuf, String)]) -> Result<(), Fault> {
         let send = async |(path, name): &(PathBuf, String)| {
-            let _permit = self.permits.acquire().await;
+            let size = std::fs::metadata(path).map_or(0, |meta| meta.len());
+            let _permit = self.permits.acquire_many(weight(size)).await;
             self.send(path, &self.name(name)).await
         };
         self.wait(Stop::urgent, stream::iter(files).map(send).buffer_unordered(AT_ONCE).try_collect())
@@ -244,6 +248,11 @@ fn folder(path: &Path) -> Result<Arc<dyn ObjectStore>, Error> {
     let store = LocalFileSystem::new_with_prefix(path)
         .map_err(|error| Error::new(Exit::Failed, format!("`{}`: {error}", path.display())))?;
     Ok(Arc::new(store))
+}
+
+/// Of how many small requests' share one that carries `bytes` takes up.
+fn weight(bytes: u64) -> u32 {
+    u32::try_from(1 + bytes.min(PART) * (LARGE - 1) / PART).unwrap_or(1)
 }
 
 /// A bucket, by what the environment and the files of the AWS tools say.

@@ -19,8 +19,8 @@ use crate::runner::tasks;
 use crate::schedule::{Action as Do, Ending, Schedule, State, Task};
 use crate::store::{Action, Entry, Store};
 
-/// How many results are under way at a time.
-const AT_ONCE: usize = 32;
+/// How many results are under way at a time: each is three answers waited for, and little work.
+const AT_ONCE: usize = 128;
 
 /// What was moved.
 #[derive(Clone, Debug, Default)]
