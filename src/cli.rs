@@ -50,7 +50,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, registry: &Registry) -> Exi
     if let [_, command, job] = &args[..]
         && command == "exec-stage"
     {
-        return ended(exec_stage(Path::new(job), registry));
+        return ended(exec_stage(Path::new(job), false, registry));
     }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -102,7 +102,7 @@ fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
         Command::Completions(args) => completions::run(args),
         Command::ExecStage(args) => match &args.node {
             Some(folder) => executor::node::run(Path::new(&args.job), folder),
-            None => exec_stage(Path::new(&args.job), registry),
+            None => exec_stage(Path::new(&args.job), args.rank, registry),
         },
         Command::ProbeDevices => devices::probe(registry),
     }

@@ -446,6 +446,9 @@ pub struct ExecStage {
     /// Watch over it on a cluster's node: what happens goes into this folder
     #[arg(long, value_name = "FOLDER")]
     pub node: Option<PathBuf>,
+    /// As one of the processes that `mpirun` or `srun` has started on it
+    #[arg(long, conflicts_with = "node")]
+    pub rank: bool,
 }
 
 /// `pipe stages`

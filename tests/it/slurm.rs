@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::place::{Call, Place, chain, processes, stage, until};
 
 /// A running Slurm. It ends with the last test that uses it.
-struct Cluster {
+pub struct Cluster {
     folder: tempfile::TempDir,
 }
 
@@ -18,7 +18,7 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm");
 
 impl Cluster {
     /// The one that is up, or a new one. `None`, said aloud, where there cannot be one.
-    fn up() -> Option<Arc<Self>> {
+    pub fn up() -> Option<Arc<Self>> {
         let mut shared = CLUSTER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(cluster) = shared.upgrade() {
             return Some(cluster);
@@ -48,7 +48,7 @@ impl Cluster {
         place.pipe(command).env("SLURM_CONF", &self.conf())
     }
 
-    fn run(&self, place: &Place) -> Call {
+    pub fn run(&self, place: &Place) -> Call {
         self.pipe(place, "run p.toml --executor slurm")
     }
 
