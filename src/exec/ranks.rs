@@ -113,7 +113,8 @@ fn launcher(count: usize) -> (&'static str, Vec<OsString>) {
     if !slurm {
         return ("mpirun", vec!["-n".into(), count.to_string().into()]);
     }
-    let mut options = ["--mpi=pmix", "--kill-on-bad-exit=1", "--input=0", "--overlap"].map(OsString::from).to_vec();
+    let mut options =
+        ["--mpi=pmix", "--kill-on-bad-exit=1", "--input=0", "--overlap"].map(OsString::from).to_vec();
     options.push(format!("--ntasks={count}").into());
     // srun does not go by what sbatch was told.
     if let Ok(cpus) = std::env::var("SLURM_CPUS_PER_TASK") {
@@ -127,7 +128,8 @@ fn read(launcher: &mut Child) -> Receiver<Event> {
     let (sender, receiver) = channel();
     let stdout = launcher.stdout.take();
     std::thread::spawn(move || {
-        for line in stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines().map_while(Result::ok)) {
+        for line in stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines().map_while(Result::ok))
+        {
             let event = serde_json::from_str(&line).unwrap_or(Event::Note { text: line });
             if sender.send(event).is_err() {
                 return;

@@ -45,7 +45,10 @@ device = "cpu"
 const SHORT: &str = "epochs = 2.0\naccumulation = 2\neval_every = 4\ngenerate_every = 6\nsave_every = 5\n";
 
 /// Long enough to be interrupted.
-const LONG: &str = "max_steps = 500\nbatch_size = 4\ncheckpoint_every = 10\n";
+const LONG: &str = "max_steps = 250\nbatch_size = 4\ncheckpoint_every = 10\n";
+
+/// One rank on each of two nodes.
+const NODES: &str = "[stages.train.resources]\nnodes = 2\ncpus = 1\n";
 
 fn place(settings: &str) -> Place {
     Place::new(&format!("{DATA}{settings}"))
@@ -56,9 +59,7 @@ fn ranks(place: &Place, rank: Option<usize>) -> Vec<u32> {
     let name = place.path("").display().to_string();
     let here = processes("--rank").into_iter().filter(|pid| {
         let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
-        let number = rank.map_or("OMPI_COMM_WORLD_RANK=".to_owned(), |rank| {
-            format!("OMPI_COMM_WORLD_RANK={rank}\0")
-        });
+        let number = rank.map_or("PMIX_RANK=".to_owned(), |rank| format!("PMIX_RANK={rank}\0"));
         let holds = |what: &str, part: &str| String::from_utf8_lossy(&read(what)).contains(part);
         holds("cmdline", name.trim_end_matches('/')) && holds("environ", &number)
     });
@@ -79,20 +80,33 @@ fn losses(place: &Place) -> Vec<f64> {
     let (_, text) =
         place.output("train").into_iter().find(|(name, _)| name.ends_with("metrics.jsonl")).unwrap();
     let lines = String::from_utf8(text).unwrap();
-    lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap()).collect()
+    lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap())
+        .collect()
+}
+
+/// That both have made the same bytes.
+fn same(a: &Place, b: &Place) {
+    let (a, b) = (a.output("train"), b.output("train"));
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.into_iter().zip(b) {
+        assert!(a == b, "{} and {} differ", a.0.display(), b.0.display());
+    }
 }
 
 #[test]
 fn ranks_make_the_bytes_of_as_many_devices_and_the_figures_of_the_larger_batch() {
     for (ranks, devices, batch) in [(2, 1, 10), (4, 1, 5), (2, 2, 5)] {
         let together = place(&format!("{SHORT}ranks = {ranks}\ndevices = {devices}\nbatch_size = {batch}\n"));
-        let said = together.pipe("run p.toml").ends(0);
-        let alone = place(&format!("{SHORT}devices = {}\nbatch_size = {batch}\n", ranks * devices));
-        alone.run();
-        assert_eq!(together.output("train"), alone.output("train"), "{ranks} ranks of {devices} devices");
-        let log = together.pipe("logs p.toml train").ends(0);
-        log.says(&["rank 0 on ", "rank 1 on "]);
-        drop(said);
+        together.run();
+        together.pipe("logs p.toml train").ends(0).says(&["rank 0 on ", "rank 1 on "]);
+        let (other_ranks, other_devices) = if devices == 1 { (1, ranks) } else { (ranks, devices) };
+        let other =
+            format!("{SHORT}ranks = {other_ranks}\ndevices = {other_devices}\nbatch_size = {batch}\n");
+        let other = place(&other);
+        other.run();
+        same(&together, &other);
         let large = place(&format!("{SHORT}batch_size = {}\n", batch * ranks * devices));
         large.run();
         for (step, (a, b)) in losses(&together).into_iter().zip(losses(&large)).enumerate() {
@@ -111,7 +125,9 @@ fn a_lost_rank_stops_all_and_the_next_run_goes_on_from_the_checkpoint() {
         until("some steps are made", || steps(&place) > 30);
         let [pid] = ranks(&place, Some(lost))[..] else { panic!("one process is rank {lost}") };
         let since = Instant::now();
-        assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+        assert!(
+            std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success()
+        );
         let (code, said) = run.wait();
         assert_eq!(code, Some(1), "{said:?}");
         said.says(&["a rank of 2 was lost", "last checkpoint"]);
@@ -119,18 +135,19 @@ fn a_lost_rank_stops_all_and_the_next_run_goes_on_from_the_checkpoint() {
         assert_eq!(ranks(&place, None), Vec::<u32>::new());
         place.run();
         place.pipe("logs p.toml train").ends(0).says(&["goes on after step "]);
-        assert_eq!(place.output("train"), whole.output("train"));
+        same(&place, &whole);
     }
 }
 
 #[test]
 fn a_request_to_stop_has_them_save_and_the_next_run_goes_on() {
-    let whole = place(&format!("{LONG}ranks = 2\n"));
+    // No checkpoint but that of the stop.
+    let settings = "max_steps = 600\nbatch_size = 4\ncheckpoint_every = 600\nranks = 2\n";
+    let whole = place(settings);
     whole.run();
-    let place = place(&format!("{LONG}ranks = 2\ncheckpoint_every = 500\n").replace("checkpoint_every = 10\n", ""));
+    let place = place(settings);
     let run = place.pipe("run p.toml").start();
-    until("both ranks are there", || ranks(&place, None).len() >= 2);
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    until("some steps are made", || steps(&place) > 30);
     run.signal("INT");
     let (code, said) = run.wait();
     assert_eq!(code, Some(75), "{said:?}");
@@ -138,7 +155,7 @@ fn a_request_to_stop_has_them_save_and_the_next_run_goes_on() {
     assert!(steps(&place) > 0);
     place.run();
     place.pipe("logs p.toml train").ends(0).says(&["goes on after step "]);
-    assert_eq!(place.output("train"), whole.output("train"));
+    same(&place, &whole);
 }
 
 #[test]
@@ -160,11 +177,11 @@ fn a_rank_that_fails_is_named_with_what_it_said() {
     // Rank 1 gets a job of its own, with a device that nobody has.
     std::fs::create_dir(place.path("bin")).unwrap();
     let folder = place.path("").display().to_string();
-    let mpirun = "#!/bin/sh\nshift 2\nexec /usr/bin/mpirun -n 2 @/rank \"$@\"\n";
+    let mpirun = "#!/bin/sh\nshift 2\nexec /usr/bin/mpirun -n 2 HERE/rank \"$@\"\n";
     let rank = "#!/bin/sh\n[ $OMPI_COMM_WORLD_RANK = 0 ] && exec \"$@\"\n\
-                sed 's/\"cpu\"/\"gpu:98\"/' \"$3\" > @/other.json\nexec \"$1\" \"$2\" @/other.json --rank\n";
+                sed 's/\"cpu\"/\"gpu:98\"/' \"$3\" > HERE/other.json\nexec \"$1\" \"$2\" HERE/other.json --rank\n";
     for (name, script) in [("bin/mpirun", mpirun), ("rank", rank)] {
-        place.write(name, &script.replace('@', folder.trim_end_matches('/')));
+        place.write(name, &script.replace("HERE", folder.trim_end_matches('/')));
         super::place::set_mode(&place.path(name), 0o755);
     }
     let path = format!("{}:{}", place.path("bin").display(), std::env::var("PATH").unwrap());
@@ -177,9 +194,39 @@ fn a_rank_that_fails_is_named_with_what_it_said() {
 #[test]
 fn two_nodes_of_a_cluster_make_the_same_bytes() {
     let Some(slurm) = Cluster::up() else { return };
-    let settings = format!("{SHORT}ranks = 2\nbatch_size = 10\n[stages.train.resources]\nnodes = 2\ncpus = 1\n");
+    let settings = format!("{SHORT}ranks = 2\nbatch_size = 10\n{NODES}");
     let (there, here) = (place(&settings), place(&settings));
-    let said = slurm.run(&there).ends(0);
+    slurm.run(&there).ends(0);
+    assert!(slurm.ask("scontrol", &["show", "jobs"]).contains("NumNodes=2"));
     here.run();
-    assert_eq!(there.output("train"), here.output("train"), "{said:?}");
+    same(&there, &here);
+}
+
+#[test]
+fn on_a_cluster_a_lost_rank_stops_all_and_a_request_to_stop_has_them_save() {
+    let Some(slurm) = Cluster::up() else { return };
+    let settings = format!("{LONG}ranks = 2\n{NODES}").replace("250", "600");
+    let (there, here) = (place(&settings), place(&settings));
+    let run = slurm.run(&there).start();
+    until("some steps are made", || steps(&there) > 30);
+    let [pid] = ranks(&there, Some(1))[..] else { panic!("one process is rank 1") };
+    assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    let since = Instant::now();
+    let (code, said) = run.wait();
+    assert_eq!(code, Some(1), "{said:?}");
+    said.says(&["a rank of 2 was lost"]);
+    assert!(since.elapsed().as_secs() < 15, "it took {:?}", since.elapsed());
+    let run = slurm.run(&there).start();
+    until("all ranks are there", || !ranks(&there, Some(1)).is_empty());
+    let before = steps(&there);
+    until("some more steps are made", || steps(&there) > before + 20);
+    run.signal("INT");
+    let (code, said) = run.wait();
+    assert_eq!(code, Some(75), "{said:?}");
+    assert_eq!(ranks(&there, None), Vec::<u32>::new());
+    // What is left is made here, from the checkpoint of there.
+    there.run();
+    there.pipe("logs p.toml train").ends(0).says(&["goes on after step "]);
+    here.run();
+    same(&there, &here);
 }

@@ -52,7 +52,7 @@ impl Cluster {
         self.pipe(place, "run p.toml --executor slurm")
     }
 
-    fn ask(&self, program: &str, args: &[&str]) -> String {
+    pub fn ask(&self, program: &str, args: &[&str]) -> String {
         let output = Command::new(program).args(args).env("SLURM_CONF", self.conf()).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }

@@ -8,7 +8,8 @@
 //!
 //! Gradients are summed on the host in f32 as `((g₀ + g₁) + g₂) + …`, whatever the MPI library is: chunks
 //! travel along the chain of ranks, each adds its own, and the last hands the sum to rank 0 ([`chain`]).
-//! Every rank sends and receives each element once. The same bits as from as many devices of one process.
+//! Every rank sends and receives each element once. With one device a rank, these are the bits that as
+//! many devices of one process give.
 //! It does not know what the numbers mean, and only `mpi` knows MPI.
 
 use contract::StageError;

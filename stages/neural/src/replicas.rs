@@ -393,9 +393,8 @@ impl Team {
     /// # Errors
     /// If a row is too long, or a device failed.
     pub fn losses(&mut self, shares: Vec<Vec<Batch>>) -> Result<Vec<f32>, StageError> {
-        let job = |batches: Vec<Batch>| {
-            move |replica: &mut Replica| device::read_all(replica.losses(&batches)?)
-        };
+        let job =
+            |batches: Vec<Batch>| move |replica: &mut Replica| device::read_all(replica.losses(&batches)?);
         let sums = self.each(shares.into_iter().map(job).collect())?;
         Ok(sums.into_iter().flatten().flatten().collect())
     }

@@ -105,7 +105,8 @@ mod tests {
                     own
                 })
             });
-            let mut ranks: Vec<_> = ranks.collect::<Vec<_>>().into_iter().map(|r| r.join().unwrap()).collect();
+            let mut ranks: Vec<_> =
+                ranks.collect::<Vec<_>>().into_iter().map(|r| r.join().unwrap()).collect();
             let mut expected = vectors(0, &lengths);
             for rank in (1..size).filter(|&rank| rank != idle) {
                 let own = vectors(rank, &lengths);

@@ -87,7 +87,7 @@ impl Neighbours for &Link {
         let (to, from) = (self.world.process_at_rank(next), self.world.process_at_rank(before));
         match (give, take) {
             (Some(give), Some(take)) => {
-                drop(send_receive_into_with_tags(give, &to, SUMS, take, &from, SUMS));
+                let _ = send_receive_into_with_tags(give, &to, SUMS, take, &from, SUMS);
             }
             (Some(give), None) => to.send_with_tag(give, SUMS),
             (None, Some(take)) => {
