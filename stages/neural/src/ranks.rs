@@ -158,7 +158,7 @@ impl Ranks {
     /// Gives rank 0's vectors to all ranks.
     pub fn share(&self, vectors: &mut [Vec<f32>]) {
         if let Some(link) = &self.link {
-            vectors.iter_mut().flat_map(|vector| chain::chunks(vector)).for_each(|part| link.broadcast(part));
+            chain::share(self.place.rank, self.place.size, vectors, &mut &*link);
         }
     }
 

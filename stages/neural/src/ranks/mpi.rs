@@ -12,7 +12,7 @@ use contract::StageError;
 use mpi::environment::Universe;
 use mpi::point_to_point::send_receive_into_with_tags;
 use mpi::topology::SimpleCommunicator;
-use mpi::traits::{Communicator, Destination, Root, Source};
+use mpi::traits::{Communicator, Destination, Source};
 use mpi::{Tag, Threading};
 
 use super::{Neighbours, Place};
@@ -57,10 +57,6 @@ impl Link {
         let from = self.world.process_at_rank(raw(rank));
         self.wait(raw(rank), WORDS);
         from.receive_vec_with_tag::<u8>(WORDS).0
-    }
-
-    pub fn broadcast(&self, part: &mut [f32]) {
-        self.world.process_at_rank(0).broadcast_into(part);
     }
 
     pub fn end(&self) {

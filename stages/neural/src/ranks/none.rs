@@ -20,10 +20,6 @@ impl Link {
         match *self {}
     }
 
-    pub fn broadcast(&self, _part: &mut [f32]) {
-        match *self {}
-    }
-
     pub fn end(&self) {
         match *self {}
     }
