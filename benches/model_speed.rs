@@ -23,6 +23,7 @@ use neural::model::Llama;
 use neural::model::linear::Base;
 use neural::optimizer::{self, AdamW, Slab};
 use neural::packed_linear::PackedWeight;
+use neural::ranks::Ranks;
 use neural::replicas::{Replica, Share, Team};
 use neural::schedule::{Schedule, Shape};
 use neural::trainer::{Normalisation, Options, Trainer};
@@ -122,7 +123,7 @@ fn main() -> Result<(), StageError> {
         return generate(dir.path(), &arguments, &opened, most);
     }
     let replica = || replica(dir.path(), &arguments, &opened);
-    let mut trainer = Trainer::new(Team::One(Box::new(replica()?)), options())?;
+    let mut trainer = Trainer::new(Team::One(Box::new(replica()?)), Ranks::alone().into(), options())?;
     let trainable: usize = trainer.layouts().iter().map(|layout| layout.len).sum();
     let batches: Vec<Batch> = (0..8).map(|seed| batch(seed, &arguments)).collect();
     let pick = |index: u32| batches[index as usize % 8].clone();

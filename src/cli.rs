@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::error::{Error, Exit};
-use crate::exec::exec_stage;
+use crate::exec::{Role, exec_stage};
 use crate::executor;
 use crate::registry::Registry;
 
@@ -49,10 +49,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>, registry: &Registry) -> Exi
     // A stage's own process: the reading of a command line would be a good part of its start.
     match &args[..] {
         [_, command, job] if command == "exec-stage" => {
-            return ended(exec_stage(Path::new(job), None, registry));
+            return ended(exec_stage(Path::new(job), Role::Stage, registry));
         }
         [_, command, job, flag, lock] if command == "exec-stage" && flag == "--step" => {
-            return ended(exec_stage(Path::new(job), Some(Path::new(lock)), registry));
+            return ended(exec_stage(Path::new(job), Role::Step(Path::new(lock)), registry));
         }
         _ => {}
     }
@@ -106,7 +106,7 @@ fn dispatch(cli: &Cli, registry: &Registry) -> Result<Exit, Error> {
         Command::Completions(args) => completions::run(args),
         Command::ExecStage(args) => match &args.node {
             Some(folder) => executor::node::run(Path::new(&args.job), folder),
-            None => exec_stage(Path::new(&args.job), args.step.as_deref(), registry),
+            None => exec_stage(Path::new(&args.job), args.role(), registry),
         },
         Command::ProbeDevices => devices::probe(registry),
     }

@@ -1,8 +1,9 @@
 //! The child's side: `pipe exec-stage JOB` runs one stage and tells the runner how it goes.
 //!
 //! Standard input is the lifeline: a byte asks the stage to save and end; its end means that the runner is
-//! gone, and the whole process group goes with it. Standard output carries one [`Event`] a line; standard error is the stage's log. A
-//! cluster node runs the very same command. It knows nothing of graphs, keys or the store.
+//! gone, and the whole process group goes with it. Standard output carries one [`Event`] a line; standard
+//! error is the stage's log. A cluster node runs the very same command. It knows nothing of graphs, keys or
+//! the store. A job of several processes is started again as each of them ([`ranks`]).
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use contract::{Config, Context, ErrorKind, Event, Inputs, Reporter, StageError};
+use contract::{Config, Context, ErrorKind, Event, Inputs, Job, Reporter, StageError};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Signal, getpgrp, getpid, getsid, kill_process_group, setpgid};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Exit, io_at};
 use crate::executor::steps;
 use crate::registry::Registry;
+
+mod ranks;
 
 /// Everything that a child must know.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,28 +46,75 @@ impl JobFile {
     pub const PROGRAM: &'static str = concat!("pipe ", env!("CARGO_PKG_VERSION"));
 }
 
+/// What this process is to the job.
+#[derive(Clone, Copy)]
+pub enum Role<'a> {
+    /// Its only process, or who stands in for its ranks; a runner's or a node's child.
+    Stage,
+    /// The same as a step of Slurm: this lock is shared with the runner, and so keeps other runs out on its own.
+    Step(&'a Path),
+    /// One of the processes that `mpirun` or `srun` has started on it.
+    Rank,
+}
+
 /// Runs the job and reports. Where this process leads a group, as a runner starts it, the whole group
 /// ends with it: the runner goes by the last event. Elsewhere the exit code repeats what that event said.
-/// As a `step` of a job it shares that lock with the runner, and so keeps other runs out on its own.
 ///
 /// # Errors
-/// If the job file cannot be read, or is not for this program; if another run has the lock.
-pub fn exec_stage(job: &Path, step: Option<&Path>, registry: &Registry) -> Result<Exit, Error> {
-    let text = std::fs::read(job).map_err(io_at(job))?;
+/// If the job file cannot be read, or is not for this program; if another run has a step's lock.
+pub fn exec_stage(path: &Path, role: Role<'_>, registry: &Registry) -> Result<Exit, Error> {
+    let failed = |error: StageError| Error::new(Exit::Failed, error.message);
+    let rank = matches!(role, Role::Rank).then(ranks::number).transpose().map_err(failed)?;
+    let text = std::fs::read(path).map_err(io_at(path))?;
     let job: JobFile = serde_json::from_slice(&text)
-        .map_err(|error| Error::new(Exit::Failed, format!("`{}`: {error}", job.display())))?;
+        .map_err(|error| Error::new(Exit::Failed, format!("`{}`: {error}", path.display())))?;
     if job.program != JobFile::PROGRAM {
         let message = format!("this is `{}`, and the job was written by `{}`", JobFile::PROGRAM, job.program);
         return Err(Error::new(Exit::Failed, message).hint("use the same program on both sides"));
     }
+    let follower = rank.filter(|&rank| rank > 0).map(|rank| ranks::Follower { rank, to: &Lines });
+    let reporter: &dyn Reporter = follower.as_ref().map_or(&Lines, |follower| follower);
+    let signals: &[_] = match rank {
+        // TERM is how a launcher ends its ranks.
+        Some(_) => &[signal_hook::consts::SIGUSR1],
+        None => &[signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT],
+    };
     let stop = Arc::new(AtomicBool::new(false));
-    hold_lifeline(Arc::clone(&stop));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+    for &signal in signals {
         signal_hook::flag::register(signal, Arc::clone(&stop))
             .map_err(|error| Error::new(Exit::Failed, format!("cannot listen to signals: {error}")))?;
     }
-    let _shared = step.map(share).transpose()?;
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&job, registry, &stop)));
+    if rank.is_some() {
+        ranks::watch_parent();
+    }
+    if follower.is_none() {
+        hold_lifeline(Arc::clone(&stop));
+    }
+    let _shared = match role {
+        Role::Step(lock) => Some(share(lock)?),
+        _ => None,
+    };
+    let run = || {
+        let planned = plan(&job, registry)?;
+        if rank.is_none() {
+            for note in planned.preview(&job.inputs)? {
+                reporter.report(Event::Note { text: note });
+            }
+            let ranks = planned.ranks().unwrap_or(1);
+            if let (Role::Step(_), 2..) = (&role, ranks) {
+                let message = format!("{ranks} ranks cannot be started from within a step of Slurm");
+                return Err(StageError::new(message)
+                    .hint("`--executor slurm`; or in this allocation without `--executor`, alone"));
+            }
+            if ranks > 1 {
+                return ranks::lead(path, ranks, &stop, reporter);
+            }
+        }
+        let (out, work) = (job.out.clone(), job.work.clone());
+        let devices = job.devices.clone();
+        planned.run(&mut Context::new(job.inputs.clone(), out, work, devices, reporter, &stop))
+    };
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
     let result = result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
@@ -73,19 +123,21 @@ pub fn exec_stage(job: &Path, step: Option<&Path>, registry: &Registry) -> Resul
     });
     let exit = match result {
         Ok(()) => {
-            Lines.report(Event::Finished);
+            reporter.report(Event::Finished);
             Exit::Ok
         }
         Err(error) => {
             let cancelled = error.kind == ErrorKind::Cancelled;
-            Lines.report(Event::Failed { message: error.message, hint: error.hint, cancelled });
+            reporter.report(Event::Failed { message: error.message, hint: error.hint, cancelled });
             if cancelled { Exit::Stopped } else { Exit::Failed }
         }
     };
-    if step.is_some() {
-        end_others()
-    } else {
-        end_group()
+    match role {
+        Role::Stage => end_group(),
+        Role::Step(_) => end_others(),
+        // A rank that has finished is to end as such for who started it.
+        Role::Rank if exit != Exit::Ok => end_group(),
+        Role::Rank => {}
     }
     Ok(exit)
 }
@@ -110,20 +162,15 @@ fn share(lock: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-fn run(job: &JobFile, registry: &Registry, stop: &AtomicBool) -> Result<(), StageError> {
+fn plan(job: &JobFile, registry: &Registry) -> Result<Box<dyn Job>, StageError> {
     let stage = registry
         .get(&job.kind)
         .ok_or_else(|| StageError::new(format!("this program has no stage kind `{}`", job.kind)))?;
-    let planned = stage.plan(&job.config).map_err(|errors| {
+    stage.plan(&job.config).map_err(|errors| {
         StageError::new(
             errors.iter().map(|e| format!("`{}`: {}", e.key, e.message)).collect::<Vec<_>>().join("; "),
         )
-    })?;
-    for note in planned.preview(&job.inputs)? {
-        Lines.report(Event::Note { text: note });
-    }
-    let (out, work) = (job.out.clone(), job.work.clone());
-    planned.run(&mut Context::new(job.inputs.clone(), out, work, job.devices.clone(), &Lines, stop))
+    })
 }
 
 /// Writes events to standard output.

@@ -63,6 +63,8 @@ pub struct Order<'a> {
     pub resumed: bool,
     /// What it asks for.
     pub resources: &'a Resources,
+    /// How many processes it is.
+    pub ranks: usize,
 }
 
 /// How far a run has been asked to stop.

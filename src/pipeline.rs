@@ -92,6 +92,12 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// How many processes it is, where its kind knows more than one.
+    #[must_use]
+    pub fn ranks(&self) -> Option<usize> {
+        self.kind.plan(&self.config).ok()?.ranks()
+    }
+
     /// The pool that it takes slots of: its kind's, but `gpu` where it asks for GPUs.
     #[must_use]
     pub fn pool(&self) -> Pool {

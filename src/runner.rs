@@ -391,5 +391,5 @@ pub fn width(instance: &Instance) -> usize {
         (Pool::Cpu, _) => cpus.and_then(|cpus| usize::try_from(cpus).ok()),
         _ => None,
     };
-    slots.unwrap_or(1).max(1)
+    slots.unwrap_or(1).max(1) * instance.ranks().unwrap_or(1)
 }

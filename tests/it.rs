@@ -21,6 +21,8 @@ mod it {
     mod metrics;
     mod place;
     mod pools;
+    #[cfg(feature = "mpi")]
+    mod ranks;
     mod remote;
     mod report;
     mod resume;

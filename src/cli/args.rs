@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use contract::Pool;
 
+use crate::exec::Role;
+
 /// Declarative, cached, resumable machine-learning experiments.
 #[derive(Debug, Parser)]
 #[command(name = "pipe", version, max_term_width = 100)]
@@ -454,6 +456,21 @@ pub struct ExecStage {
     /// Run it as a step of a job: this lock is shared with the runner
     #[arg(long, value_name = "LOCK", conflicts_with = "node")]
     pub step: Option<PathBuf>,
+    /// As one of the processes that `mpirun` or `srun` has started on it
+    #[arg(long, conflicts_with_all = ["node", "step"])]
+    pub rank: bool,
+}
+
+impl ExecStage {
+    /// What the process is to the job.
+    #[must_use]
+    pub fn role(&self) -> Role<'_> {
+        match &self.step {
+            Some(lock) => Role::Step(lock),
+            None if self.rank => Role::Rank,
+            None => Role::Stage,
+        }
+    }
 }
 
 /// `pipe stages`

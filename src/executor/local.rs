@@ -44,7 +44,8 @@ const MACHINE: &[&str] = &[
 ];
 
 /// Beginnings of such variables.
-const MACHINE_PREFIXES: &[&str] = &["XDG_", "LC_", "VK_", "MESA_", "LP_", "SSL_CERT_", "DRI_"];
+const MACHINE_PREFIXES: &[&str] =
+    &["XDG_", "LC_", "VK_", "MESA_", "LP_", "SSL_CERT_", "DRI_", "OMPI_MCA_", "PMIX_MCA_", "UCX_"];
 
 /// How long a stage may take to save when it is asked to stop because its time is up.
 const GRACE: Duration = Duration::from_secs(10);

@@ -142,7 +142,7 @@ impl Slurm {
         command.args(["--parsable", "--open-mode=append", "--export=ALL"]);
         command.arg(format!("--job-name={}", ticket.name)).arg(format!("--comment={}", order.stage));
         command.arg(format!("--output={}", launch.log.display().to_string().replace('%', "%%")));
-        command.args(submit::options(order.resources)).arg(&script);
+        command.args(submit::options(order.resources, order.ranks)).arg(&script);
         command.envs(launch.env.iter().map(|(name, value)| (name, value)));
         let answer = match ask(&mut command) {
             Ok(answer) => answer,

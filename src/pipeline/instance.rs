@@ -66,7 +66,7 @@ impl Expansion<'_> {
         let resources =
             apply(&stage.resources, errors).map(|node| resources::resources(&stage.name, &node, errors));
         let row = row?;
-        Some(Instance {
+        let instance = Instance {
             id: id(&stage.name, row),
             stage: stage.name.clone(),
             axes: row.iter().map(|(axis, node)| (axis.clone(), node.datum.json())).collect(),
@@ -78,7 +78,9 @@ impl Expansion<'_> {
             env: env.unwrap_or_default(),
             resources: resources.unwrap_or_default(),
             origin: place(self.sources, &stage.span),
-        })
+        };
+        idle_nodes(stage, &instance, errors);
+        Some(instance)
     }
 
     fn inputs(
@@ -421,6 +423,21 @@ fn missing(stage: &RawStage, kind: &dyn Stage, param: &Param) -> Diagnostic {
 }
 
 /// An error of the kind, at the parameter that it is about.
+/// A kind that knows ranks fills no more machines than it has of them.
+fn idle_nodes(stage: &RawStage, instance: &Instance, errors: &mut Vec<Diagnostic>) {
+    let (Some(nodes), Some(node)) = (instance.resources.nodes, &stage.resources) else { return };
+    if let Some(ranks) = instance.ranks().filter(|&ranks| nodes as usize > ranks) {
+        let message = format!(
+            "`nodes` in `resources` of stage `{}` is {nodes}, and its `ranks` is {ranks}",
+            stage.name
+        );
+        errors.push(
+            Diagnostic::new(message, node.span.clone(), "a machine would have nothing to do")
+                .help(format!("`ranks = {nodes}`, or a multiple of it: one process or more on each")),
+        );
+    }
+}
+
 fn located(stage: &RawStage, error: ConfigError) -> Diagnostic {
     let key = error.key.split(['.', '[']).next().unwrap_or_default();
     let entry = find(&stage.params, key);

@@ -227,6 +227,7 @@ impl Attempt<'_> {
             out: slot.out(),
             resumed: slot.resumed,
             resources: &self.instance.resources,
+            ranks: self.instance.ranks().unwrap_or(1),
         };
         self.executor.run(&order, self.stop, &mut |event| {
             match &event {

@@ -30,3 +30,29 @@ fn a_local_source_that_is_not_there_is_named() {
     let place = Place::new("[stages.get]\nkind = \"download\"\nsource = \"@/gone.json\"\n");
     place.pipe("run p.toml").ends(1).says(&["gone.json"]);
 }
+
+#[cfg(feature = "neural")]
+#[test]
+fn ranks_that_cannot_be_are_refused_before_anything_runs() {
+    let train = |settings: &str| {
+        let command = stage("a", "echo a >> @/ran", "");
+        Place::new(&format!(
+            "{command}[stages.t]\nkind = \"train\"\ninputs = {{ model = \"a\", data = \"a\" }}\n{settings}"
+        ))
+    };
+    let nodes = train("[stages.t.resources]\nnodes = 2\n");
+    let said = nodes.pipe("run p.toml").ends(2);
+    said.says(&[
+        "`nodes` in `resources` of stage `t` is 2, and its `ranks` is 1",
+        "nothing to do",
+        "`ranks = 2`",
+    ]);
+    let zero = train("ranks = 2\nzero = 1\n");
+    zero.pipe("run p.toml").ends(2).says(&["`zero` in stage `t` is 1", "over `ranks` it must be 0"]);
+    if !cfg!(feature = "mpi") {
+        let ranks = train("ranks = 2\n");
+        let said = ranks.pipe("run p.toml").ends(2);
+        said.says(&["`ranks` in stage `t` is 2", "without MPI", "--features mpi", "libopenmpi-dev"]);
+    }
+    assert_eq!(nodes.lines("ran") + zero.lines("ran"), 0);
+}

@@ -48,7 +48,7 @@ impl Cluster {
         place.pipe(command).env("SLURM_CONF", &self.conf())
     }
 
-    fn run(&self, place: &Place) -> Call {
+    pub fn run(&self, place: &Place) -> Call {
         self.pipe(place, "run p.toml --executor slurm")
     }
 

@@ -17,7 +17,7 @@ done
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 port=${2:-17817}
 host=$(hostname -s)
-mkdir -p "$dir"/{state,spool-n0,spool-n1,log,munge}
+mkdir -p "$dir"/{state,spool-n0,spool-n1,tmp-n0,tmp-n1,log,munge}
 chmod 711 "$dir"
 chmod 700 "$dir/munge"
 
@@ -30,6 +30,7 @@ AuthType=auth/munge
 AuthInfo=socket=$dir/munge.sock
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool-%n
+TmpFS=$dir/tmp-%n
 SlurmctldPidFile=$dir/ctld.pid
 SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmctldLogFile=$dir/log/ctld.log

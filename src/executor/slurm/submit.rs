@@ -9,12 +9,13 @@ use crate::pipeline::Resources;
 const LEAD: Duration = Duration::from_secs(120);
 
 /// What Slurm is asked for.
-pub fn options(resources: &Resources) -> Vec<String> {
+pub fn options(resources: &Resources, ranks: usize) -> Vec<String> {
     let mut options = Vec::new();
     let mut add = |name: &str, value: Option<String>| {
         options.extend(value.map(|value| format!("--{name}={value}")));
     };
     add("nodes", resources.nodes.map(|count| count.to_string()));
+    add("ntasks", Some(ranks).filter(|&ranks| ranks > 1).map(|count| count.to_string()));
     add("cpus-per-task", resources.cpus.map(|count| count.to_string()));
     add("gpus", resources.gpus.map(|count| count.to_string()));
     add("mem", resources.memory.map(|bytes| format!("{}M", bytes.div_ceil(1 << 20))));
@@ -61,13 +62,14 @@ mod tests {
             },
         };
         assert_eq!(
-            options(&resources).join(" "),
+            options(&resources, 1).join(" "),
             "--nodes=1 --cpus-per-task=4 --gpus=2 --mem=1908M --time=1-02:03:04 --partition=p --account=x \
              --signal=B:USR1@120 --requeue --qos=long"
         );
-        assert_eq!(options(&Resources::default()).join(" "), "--signal=B:USR1@120 --requeue");
+        assert_eq!(options(&Resources::default(), 1).join(" "), "--signal=B:USR1@120 --requeue");
+        assert_eq!(options(&Resources::default(), 4).join(" "), "--ntasks=4 --signal=B:USR1@120 --requeue");
         let short = Resources { time: Some(Duration::from_secs(90)), ..Resources::default() };
-        assert_eq!(options(&short).join(" "), "--time=0-00:01:30 --signal=B:USR1@45 --requeue");
+        assert_eq!(options(&short, 1).join(" "), "--time=0-00:01:30 --signal=B:USR1@45 --requeue");
     }
 
     #[test]

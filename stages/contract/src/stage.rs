@@ -87,6 +87,12 @@ pub trait Job: Send {
         Vec::new()
     }
 
+    /// How many processes do the work together over MPI, for a kind that can. With more than one, each of
+    /// them runs the job, and rank 0 alone tells events and writes files.
+    fn ranks(&self) -> Option<usize> {
+        None
+    }
+
     /// Does the work: reads `ctx.input(…)`, fills `ctx.out()`, keeps resumable state in `ctx.work()`.
     ///
     /// # Errors
@@ -102,7 +108,8 @@ pub enum Pool {
     Cpu,
     /// Network transfers.
     Network,
-    /// Adapters: a stage takes as many as its `devices` parameter says (1 without one).
+    /// Adapters: a stage takes as many as its `devices` parameter says (1 without one), for each of its
+    /// ranks.
     Gpu,
 }
 

@@ -6,6 +6,7 @@
 //! the end, indices drawn by Lemire's rejection.
 
 use formats::tokens::TokenSet;
+use serde::{Deserialize, Serialize};
 
 /// A source of random bits with one word of state.
 #[derive(Clone, Debug)]
@@ -36,7 +37,7 @@ impl SplitMix64 {
 
 /// One rectangle of token ids, rows padded at the end. A row holds one example, or several that do not
 /// see each other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
     /// Rows.
     pub rows: usize,

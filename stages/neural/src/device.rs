@@ -58,6 +58,8 @@ pub struct Opened {
     pub device: Device,
     /// What it is, for a person.
     pub label: String,
+    /// Which of its kind on this machine; empty where there is but one.
+    pub place: String,
     /// Name and value pairs for the result's provenance.
     pub provenance: Vec<(String, String)>,
 }
@@ -66,7 +68,8 @@ pub struct Opened {
 ///
 /// `auto` is the hardware adapter of that slot, or the embedded CPU backend where there is none;
 /// `gpu` and `software` take the adapter of that slot, round robin; `gpu:N` and `software:N` take
-/// exactly that one; `cpu` is the embedded backend.
+/// exactly that one; `cpu` is the embedded backend. Where Slurm has allotted GPUs, slots count among
+/// these.
 ///
 /// # Errors
 /// If there is no such adapter, if it cannot be opened, or if this build cannot drive it.
@@ -79,7 +82,7 @@ pub fn open(request: &str, slot: usize) -> Result<Opened, StageError> {
             if found.is_empty() {
                 Ok(embedded(Some("no hardware adapter was found")))
             } else {
-                found.pick(slot % found.len())
+                found.pick(at_slot(slot, found.len(), &allotted()))
             }
         }
         _ => {
@@ -87,7 +90,8 @@ pub fn open(request: &str, slot: usize) -> Result<Opened, StageError> {
             if found.is_empty() {
                 return Err(none_found(word));
             }
-            found.pick(index.unwrap_or(slot % found.len()))
+            let own = if word == "gpu" { allotted() } else { Vec::new() };
+            found.pick(index.unwrap_or_else(|| at_slot(slot, found.len(), &own)))
         }
     }
 }
@@ -197,6 +201,32 @@ fn parse(request: &str) -> Result<(&str, Option<usize>), StageError> {
     }
 }
 
+/// The GPUs of this machine that Slurm has given to the step, else to the job. wgpu does not know of
+/// `CUDA_VISIBLE_DEVICES`, by which CUDA's programs keep to them.
+fn allotted() -> Vec<usize> {
+    let told = ["SLURM_STEP_GPUS", "SLURM_JOB_GPUS"].iter().find_map(|name| std::env::var(name).ok());
+    numbers(&told.unwrap_or_default())
+}
+
+/// A list as Slurm writes it: `0,2-4`; nothing if it is something else.
+fn numbers(list: &str) -> Vec<usize> {
+    let range = |part: &str| {
+        let (from, to) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
+        Some(from.parse::<usize>().ok()?..=to.parse::<usize>().ok()?)
+    };
+    let ranges: Option<Vec<_>> = list.split(',').map(range).collect();
+    ranges.into_iter().flatten().flatten().collect()
+}
+
+/// The adapter at a slot, round robin: of those allotted, or, where a container shows only these and
+/// so counts them from 0, of those there are.
+fn at_slot(slot: usize, found: usize, allotted: &[usize]) -> usize {
+    if allotted.is_empty() || allotted.iter().any(|&index| index >= found) {
+        return slot % found;
+    }
+    allotted[slot % allotted.len()]
+}
+
 fn unknown(request: &str) -> StageError {
     StageError::new(format!("unknown device `{request}`"))
         .hint("one of `auto`, `gpu`, `gpu:0`, `software`, `software:0`, `cpu`")
@@ -219,15 +249,19 @@ fn embedded(why: Option<&str>) -> Opened {
     };
     Opened {
         device: Device::flex(),
+        place: String::new(),
         provenance: vec![("backend".into(), "flex".into()), ("adapter".into(), "cpu".into())],
         label,
     }
 }
 
-/// Adapters of one sort, best first, of the first graphics API that has any.
+/// Adapters of one sort, best first, of the first graphics API that has any. Those of a kind are in
+/// the order of their places on the PCI bus, which is how Slurm and `nvidia-smi` number them.
 struct Adapters {
     instance: wgpu::Instance,
     found: Vec<wgpu::Adapter>,
+    /// Where each stands among those of its kind as the driver lists them.
+    places: Vec<usize>,
     software: bool,
 }
 
@@ -246,12 +280,22 @@ fn adapters(software: bool) -> Adapters {
     let is_cpu = |adapter: &wgpu::Adapter| adapter.get_info().device_type == wgpu::DeviceType::Cpu;
     let found = all
         .into_iter()
-        .filter(|adapter| Some(adapter.get_info().backend) == api && is_cpu(adapter) == software)
+        .filter(|adapter| Some(adapter.get_info().backend) == api && is_cpu(adapter) == software);
+    let mut listed = HashMap::new();
+    let mut found: Vec<(wgpu::Adapter, usize)> = found
+        .map(|adapter| {
+            let next = listed.entry(rank(adapter.get_info().device_type)).or_insert(0);
+            *next += 1;
+            (adapter, *next - 1)
+        })
         .collect();
-    let mut adapters = Adapters { instance: instance.clone(), found, software };
     // The order of burn's own choice: discrete before integrated before the rest.
-    adapters.found.sort_by_key(|adapter| rank(adapter.get_info().device_type));
-    adapters
+    found.sort_by_key(|(adapter, _)| {
+        let info = adapter.get_info();
+        (rank(info.device_type), info.device_pci_bus_id)
+    });
+    let (found, places) = found.into_iter().unzip();
+    Adapters { instance: instance.clone(), found, places, software }
 }
 
 fn rank(kind: wgpu::DeviceType) -> u8 {
@@ -313,9 +357,11 @@ impl Adapters {
         let device = self.device(index)?;
         let driver = driver(&info);
         let how = format!("{:?} through wgpu, {}", info.backend, shader(info.backend));
+        let bus = Some(info.device_pci_bus_id).filter(|bus| !bus.is_empty());
         Ok(Opened {
             device,
             label: format!("{} ({how})", info.name),
+            place: bus.map_or(String::new(), |bus| format!("{}:{index} on PCI {bus}", self.word())),
             provenance: vec![
                 ("backend".into(), format!("wgpu/{:?}/{}", info.backend, shader(info.backend))),
                 ("adapter".into(), info.name.clone()),
@@ -347,8 +393,7 @@ impl Adapters {
     /// up SPIR-V).
     fn by_kind(&self, index: usize) -> Result<Device, StageError> {
         let kind = self.found[index].get_info().device_type;
-        let place =
-            self.found[..index].iter().filter(|adapter| adapter.get_info().device_type == kind).count();
+        let place = self.places[index];
         let selector = match kind {
             wgpu::DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(place),
             wgpu::DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(place),
@@ -437,6 +482,16 @@ mod tests {
             assert!(error.message.contains(request), "{error}");
             assert!(error.hint.expect("a hint").contains("`software`"));
         }
+    }
+
+    #[test]
+    fn slots_count_among_the_gpus_that_slurm_has_allotted() {
+        assert_eq!(numbers("0,2-4"), [0, 2, 3, 4]);
+        assert_eq!((numbers(""), numbers("0,gpu")), (vec![], vec![]));
+        let chosen = |found, allotted: &[usize]| [0, 1, 2].map(|slot| at_slot(slot, found, allotted));
+        assert_eq!(chosen(4, &[2, 3]), [2, 3, 2], "of four that all are seen");
+        assert_eq!(chosen(2, &[2, 3]), [0, 1, 0], "only one's own are seen");
+        assert_eq!(chosen(3, &[]), [0, 1, 2]);
     }
 
     #[test]

@@ -8,13 +8,16 @@
 //! backward (arXiv 1604.06174): burn's own recomputes element-wise operations only.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use contract::StageError;
+use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
+use crate::device;
 use crate::groups::{self, Layout};
 use crate::loss::{self, CrossEntropy};
 use crate::model::{Llama, Mask};
@@ -22,7 +25,7 @@ use crate::optimizer::Slab;
 use crate::sum::total;
 
 /// One device's share of a step.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Share {
     /// Micro-batches.
     pub batches: Vec<Batch>,
@@ -62,6 +65,12 @@ impl Replica {
     #[must_use]
     pub fn model(&self) -> &Llama {
         &self.model
+    }
+
+    /// What is trained.
+    #[must_use]
+    pub fn layouts(&self) -> &[Layout] {
+        &self.layouts
     }
 
     /// The groups with their present values.
@@ -349,6 +358,66 @@ impl Team {
     {
         let mut answers = self.each(vec![job])?;
         answers.pop().ok_or_else(|| StageError::new("there is no replica"))
+    }
+
+    /// Losses and gradients of one share a replica, on the host: every batch's `Σ nll`, and the sum of the
+    /// gradients in the replicas' order, one vector a group; none if all shares are empty.
+    ///
+    /// # Errors
+    /// If a row is too long, or a device failed.
+    pub fn gradients(&mut self, shares: Vec<Share>) -> Result<(Vec<f32>, Vec<Vec<f32>>), StageError> {
+        let job = |share: Share| {
+            move |replica: &mut Replica| {
+                let outcome = replica.gradients(&share)?;
+                let groups = outcome.grads.len();
+                let mut read = device::read_all(outcome.grads.into_iter().chain(outcome.losses).collect())?;
+                let losses = read.split_off(groups);
+                Ok((losses, read))
+            }
+        };
+        let answers = self.each(shares.into_iter().map(job).collect())?;
+        let (mut losses, mut sums) = (Vec::new(), Vec::<Vec<f32>>::new());
+        for (loss, grads) in answers {
+            losses.extend(loss.into_iter().flatten());
+            if sums.is_empty() {
+                sums = grads;
+            } else {
+                sums.iter_mut().flatten().zip(grads.iter().flatten()).for_each(|(sum, &grad)| *sum += grad);
+            }
+        }
+        Ok((losses, sums))
+    }
+
+    /// `Σ nll` of batches, some a replica, without gradients.
+    ///
+    /// # Errors
+    /// If a row is too long, or a device failed.
+    pub fn losses(&mut self, shares: Vec<Vec<Batch>>) -> Result<Vec<f32>, StageError> {
+        let job =
+            |batches: Vec<Batch>| move |replica: &mut Replica| device::read_all(replica.losses(&batches)?);
+        let sums = self.each(shares.into_iter().map(job).collect())?;
+        Ok(sums.into_iter().flatten().flatten().collect())
+    }
+
+    /// Gives every replica new values of all groups.
+    ///
+    /// # Errors
+    /// If a device failed.
+    pub fn set(&mut self, values: Vec<Vec<f32>>) -> Result<(), StageError> {
+        let values = Arc::new(values);
+        let job = || {
+            let values = Arc::clone(&values);
+            move |replica: &mut Replica| {
+                let device = replica.model().device.clone();
+                let flat = |values: &Vec<f32>| {
+                    Tensor::from_data(TensorData::new(values.clone(), [values.len()]), &device)
+                };
+                replica.set(&values.iter().map(flat).collect::<Vec<_>>());
+                Ok(())
+            }
+        };
+        let jobs = (0..self.len()).map(|_| job()).collect();
+        self.each(jobs).map(drop)
     }
 
     /// Replicas.

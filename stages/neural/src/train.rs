@@ -7,6 +7,8 @@
 //!
 //! Version log: 1 first.
 
+use std::rc::Rc;
+
 use burn::tensor::DType;
 use contract::{
     Config, ConfigError, Context, Default, Input, Inputs, Job, Param, Pool, Ports, Stage, StageError, Type,
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::{self, Batch};
 use crate::loss_scale::LossScale;
 use crate::optimizer::AdamW;
+use crate::ranks::{self, Ranks};
 use crate::schedule::{Schedule, Shape};
 use crate::trainer::{Normalisation, Options};
 
@@ -269,6 +272,12 @@ const PARAMS: &[Param] = &[
     Param::new("device", Type::Text, Default::Text("auto"), "auto | gpu | gpu:N | software | cpu"),
     Param::new("devices", Type::Int { min: 1, max: 64 }, Default::Int(1), "adapters that share every batch"),
     Param::new(
+        "ranks",
+        Type::Int { min: 1, max: 4096 },
+        Default::Int(1),
+        "processes under MPI that share every batch, each with `devices` adapters; needs the cargo feature `mpi`",
+    ),
+    Param::new(
         "zero",
         Type::Int { min: 0, max: 1 },
         Default::Int(0),
@@ -336,6 +345,7 @@ struct Settings {
     compute_dtype: String,
     device: String,
     devices: usize,
+    ranks: usize,
     zero: u8,
     #[serde(skip_serializing)]
     memory_limit: f64,
@@ -455,6 +465,18 @@ impl Settings {
                 "goes by the held-out loss, which `eval_every = 0` never measures",
             ));
         }
+        if self.ranks > 1 && !cfg!(feature = "mpi") {
+            errors.push(ConfigError::new(
+                "ranks",
+                format!("is {}, and this program was built without MPI: {}", self.ranks, ranks::BUILD),
+            ));
+        }
+        if self.ranks > 1 && self.zero > 0 {
+            errors.push(ConfigError::new(
+                "zero",
+                "is 1, which is for the devices of one process; over `ranks` it must be 0: rank 0 has the optimizer's state",
+            ));
+        }
         if let Err(error) = crate::device::check_request(&self.device) {
             errors.push(ConfigError::new("device", error.message));
         }
@@ -508,10 +530,20 @@ impl Job for TrainJob {
         Ok(plan.told())
     }
 
+    fn ranks(&self) -> Option<usize> {
+        Some(self.settings.ranks)
+    }
+
     fn run(&self, ctx: &mut Context<'_>) -> Result<(), StageError> {
-        let setup = setup::prepare(&self.settings, ctx)?;
+        let ranks = Rc::new(Ranks::join(self.settings.ranks)?);
+        if ranks.place().rank > 0 {
+            setup::follow(&self.settings, &ranks, ctx)?;
+            return ranks.end();
+        }
+        let setup = setup::prepare(&self.settings, Rc::clone(&ranks), ctx)?;
         let mut session = session::Session::start(&self.settings, setup, ctx)?;
         session.walk(ctx)?;
-        session.finish(ctx)
+        session.finish(ctx)?;
+        ranks.end()
     }
 }

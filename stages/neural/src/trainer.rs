@@ -2,7 +2,10 @@
 //!
 //! Knows neither files nor stages. Parameters and moments live as flat vectors on the replica's own
 //! device, or, with several replicas, on the host, where gradients are summed in the replicas'
-//! order and from where all replicas take the new values: they cannot drift apart.
+//! order and from where all replicas take the new values: they cannot drift apart. The same over
+//! ranks, where it leads ([`crate::ranks`]).
+
+use std::rc::Rc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use contract::StageError;
@@ -13,6 +16,7 @@ use crate::generate;
 use crate::groups::{Layout, Leaf};
 use crate::loss_scale::LossScale;
 use crate::optimizer::{self, AdamW, Slab};
+use crate::ranks::{Order, Ranks};
 use crate::replicas::{Share, Team};
 use crate::schedule::Schedule;
 use crate::shards::Optimizer;
@@ -83,6 +87,7 @@ pub struct Report {
 /// A model in training.
 pub struct Trainer {
     team: Team,
+    ranks: Rc<Ranks>,
     layouts: Vec<Layout>,
     optimizer: Optimizer,
     options: Options,
@@ -97,8 +102,8 @@ impl Trainer {
     ///
     /// # Errors
     /// If nothing is trainable, or the device failed.
-    pub fn new(mut team: Team, options: Options) -> Result<Self, StageError> {
-        let host = team.len() > 1;
+    pub fn new(mut team: Team, ranks: Rc<Ranks>, options: Options) -> Result<Self, StageError> {
+        let host = team.len() > 1 || !ranks.is_alone();
         let groups = team.first(move |replica| {
             let (layouts, values): (Vec<_>, Vec<_>) = replica.groups().into_iter().unzip();
             let values =
@@ -117,10 +122,10 @@ impl Trainer {
             slab
         });
         let slabs = slabs.collect();
-        let shared = options.zero && host;
+        let shared = options.zero && team.len() > 1;
         let optimizer = if shared { Optimizer::share(slabs, &mut team)? } else { Optimizer::Whole(slabs) };
-        let mut trainer =
-            Self { team, optimizer, layouts, options, scale: options.loss_scale, step: 0, changing: false };
+        let (scale, step, changing) = (options.loss_scale, 0, false);
+        let mut trainer = Self { team, ranks, optimizer, layouts, options, scale, step, changing };
         trainer.spread()?;
         Ok(trainer)
     }
@@ -135,7 +140,7 @@ impl Trainer {
     /// replicas have them on the host, out of the way of a device that is lost.
     #[must_use]
     pub fn survives(&self) -> bool {
-        self.team.len() > 1 && !self.changing
+        (self.team.len() > 1 || !self.ranks.is_alone()) && !self.changing
     }
 
     /// What is trained.
@@ -211,55 +216,44 @@ impl Trainer {
     }
 
     /// Losses and summed gradients, where the slabs are.
-    fn gradients(&mut self, shares: Vec<Share>) -> Result<(Vec<Tensor<1>>, Vec<Tensor<1>>), StageError> {
-        if let Team::One(replica) = &mut self.team {
+    fn gradients(&mut self, mut shares: Vec<Share>) -> Result<(Vec<Tensor<1>>, Vec<Tensor<1>>), StageError> {
+        if let (Team::One(replica), true) = (&mut self.team, self.ranks.is_alone()) {
             let share = shares.into_iter().next().unwrap_or_default();
             let outcome = replica.gradients(&share)?;
             return Ok((outcome.losses, outcome.grads));
         }
-        let job = |share: Share| {
-            move |replica: &mut crate::replicas::Replica| {
-                let outcome = replica.gradients(&share)?;
-                let groups = outcome.grads.len();
-                let mut read = device::read_all(outcome.grads.into_iter().chain(outcome.losses).collect())?;
-                let losses = read.split_off(groups);
-                Ok((losses, read))
-            }
-        };
-        let answers = self.team.each(shares.into_iter().map(job).collect())?;
-        let (mut losses, mut sums) = (Vec::new(), Vec::<Vec<f32>>::new());
-        for (mut loss, grads) in answers {
-            losses.append(&mut loss);
+        let mut rest = shares.split_off(self.team.len().min(shares.len()));
+        for rank in self.ranks.followers() {
+            let later = rest.split_off(self.team.len().min(rest.len()));
+            self.ranks.order(rank, &Order::Gradients(std::mem::replace(&mut rest, later)))?;
+        }
+        let (mut losses, mut sums) = self.team.gradients(shares)?;
+        if !self.ranks.is_alone() {
             if sums.is_empty() {
-                sums = grads;
-            } else {
-                sums.iter_mut().flatten().zip(grads.iter().flatten()).for_each(|(sum, &grad)| *sum += grad);
+                sums = self.layouts.iter().map(|layout| vec![0.0; layout.len]).collect();
+            }
+            self.ranks.sum(&mut sums, true);
+            for rank in self.ranks.followers() {
+                losses.append(&mut self.ranks.figures(rank)?);
             }
         }
-        Ok((losses.into_iter().map(on_host).collect(), sums.into_iter().map(on_host).collect()))
+        let losses = losses.into_iter().map(|loss| on_host(vec![loss])).collect();
+        Ok((losses, sums.into_iter().map(on_host).collect()))
     }
 
-    /// Gives the parameters to every replica.
+    /// Gives the parameters to every replica of every rank.
     fn spread(&mut self) -> Result<(), StageError> {
         let params = self.optimizer.params();
-        if let Team::One(replica) = &mut self.team {
+        if let (Team::One(replica), true) = (&mut self.team, self.ranks.is_alone()) {
             replica.set(&params);
             return Ok(());
         }
-        let values = std::sync::Arc::new(device::read_all(params)?);
-        let job = || {
-            let values = values.clone();
-            move |replica: &mut crate::replicas::Replica| {
-                let device = replica.model().device.clone();
-                let flat = |values: &Vec<f32>| {
-                    Tensor::from_data(TensorData::new(values.clone(), [values.len()]), &device)
-                };
-                replica.set(&values.iter().map(flat).collect::<Vec<_>>());
-                Ok(())
-            }
-        };
-        let jobs = (0..self.team.len()).map(|_| job()).collect();
-        self.team.each(jobs).map(drop)
+        let mut values = device::read_all(params)?;
+        for rank in self.ranks.followers() {
+            self.ranks.order(rank, &Order::Take)?;
+        }
+        self.ranks.share(&mut values);
+        self.team.set(values)
     }
 
     /// `Σ nll` over all batches and the number of tokens predicted, without dropout.
@@ -267,13 +261,18 @@ impl Trainer {
     /// # Errors
     /// If a row is too long, or a device failed.
     pub fn evaluate(&mut self, batches: &[Batch]) -> Result<(f64, u64), StageError> {
-        let share = batches.len().div_ceil(self.team.len()).max(1);
-        let job = |batches: &[Batch]| {
-            let batches = batches.to_vec();
-            move |replica: &mut crate::replicas::Replica| device::read_all(replica.losses(&batches)?)
-        };
-        let sums = self.team.each(batches.chunks(share).map(job).collect())?;
-        let sum = sums.iter().flatten().flatten().map(|&sum| f64::from(sum)).sum();
+        let devices = self.team.len();
+        let share = batches.len().div_ceil(devices * self.ranks.place().size).max(1);
+        let mut shares = batches.chunks(share).map(<[Batch]>::to_vec);
+        let own = shares.by_ref().take(devices).collect();
+        for rank in self.ranks.followers() {
+            self.ranks.order(rank, &Order::Losses(shares.by_ref().take(devices).collect()))?;
+        }
+        let mut sums = self.team.losses(own)?;
+        for rank in self.ranks.followers() {
+            sums.append(&mut self.ranks.figures(rank)?);
+        }
+        let sum = sums.iter().map(|&sum| f64::from(sum)).sum();
         Ok((sum, batches.iter().map(|batch| batch.targets.len() as u64).sum()))
     }
 
@@ -440,7 +439,7 @@ mod tests {
             zero,
             seed: 1,
         };
-        Trainer::new(Team::new(builders).unwrap(), options).unwrap()
+        Trainer::new(Team::new(builders).unwrap(), Ranks::alone().into(), options).unwrap()
     }
 
     fn batches(step: u32, broken: bool) -> Vec<Vec<Batch>> {

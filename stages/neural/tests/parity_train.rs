@@ -23,6 +23,7 @@ use neural::model::Llama;
 use neural::model::linear::Base;
 use neural::optimizer::AdamW;
 use neural::packed_linear::PackedWeight;
+use neural::ranks::Ranks;
 use neural::replicas::{Replica, Team};
 use neural::schedule::{Schedule, Shape};
 use neural::trainer::{Normalisation, Options, Report, Trainer};
@@ -182,7 +183,8 @@ fn run(folder: &Path, variant: &Path, opened: &Opened, checkpointing: bool) {
     let mut llama = model(&folder.join(base.trim_end_matches(['.', ','])), &log, opened);
     llama.attach(&Adapter::read(&folder.join("init")).expect("init")).expect("fits");
     let team = Team::One(Box::new(Replica::new(llama, checkpointing)));
-    let mut trainer = Trainer::new(team, Recipe::read(&readme).options(&log)).expect("trainer");
+    let mut trainer =
+        Trainer::new(team, Ranks::alone().into(), Recipe::read(&readme).options(&log)).expect("trainer");
     let mut worst = Worst::default();
     let (mut saved, steps) = (0, log["steps"].as_array().expect("steps"));
     for (micro, wanted) in batches(&folder.join("batches.safetensors")).into_iter().zip(steps) {

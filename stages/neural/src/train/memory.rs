@@ -51,7 +51,7 @@ impl Plan {
             rows: settings.batch_size as u64,
             length: longest.next_multiple_of(settings.pad_to_multiple_of) as u64,
             checkpointing: settings.checkpointing,
-            devices: settings.devices as u64,
+            devices: (settings.devices * settings.ranks) as u64,
             zero: settings.zero > 0,
             fused,
         };

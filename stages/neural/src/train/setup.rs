@@ -1,6 +1,7 @@
 //! From inputs to a trainer: data checked, devices opened, models loaded, adapters attached.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use burn::tensor::DType;
 use contract::{Context, StageError};
@@ -16,7 +17,9 @@ use super::resume::{self, Wanted};
 use super::samples::Prompts;
 use crate::batch::{self, Deal};
 use crate::device::{self, Opened};
+use crate::groups::Layout;
 use crate::model::Llama;
+use crate::ranks::{self, Greeting, Ranks};
 use crate::replicas::{Replica, Team};
 use crate::state::Last;
 use crate::trainer::Trainer;
@@ -47,8 +50,8 @@ pub struct Setup {
     pub base_digest: String,
 }
 
-/// Reads, checks, loads.
-pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageError> {
+/// Reads, checks, loads, and meets the ranks that follow.
+pub fn prepare(settings: &Settings, ranks: Rc<Ranks>, ctx: &Context<'_>) -> Result<Setup, StageError> {
     let (model, data) = (ctx.input("model")?, ctx.input("data")?);
     let config = LlamaConfig::read(&model)?;
     let (train, heldout) = rows(&data, &config, ctx)?;
@@ -58,7 +61,7 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
         rows: train.rows.len(),
         batch: settings.batch_size,
         accumulation: settings.accumulation,
-        devices: settings.devices,
+        devices: settings.devices * settings.ranks,
         seed: settings.seed,
         by_length: settings.group_by_length,
     };
@@ -69,20 +72,14 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
         Start::Fresh(config) => Some(config.clone()),
         Start::From(file) => Some(file.config.clone()),
     };
-    let opened = open(settings, ctx)?;
-    check_memory(settings, &opened, ctx)?;
+    let opened = open(settings, &ranks, ctx)?;
+    check_memory(settings, &opened, &ranks, ctx)?;
     let probe = batch::of_rows(&train, &[0], 1);
-    let builders = opened.iter().enumerate().map(|(index, opened)| {
-        let (model, opened, start) = (model.clone(), opened.clone(), start.clone());
-        let (seed, checkpointing, compute) = (settings.seed, settings.checkpointing, settings.compute());
-        let probe = (index == 0).then(|| probe.clone());
-        let build = move || build(&model, &opened, start, (seed, checkpointing, compute), probe);
-        (format!("{}#{index}", opened_label(index)), build)
-    });
-    let team = Team::new(builders.collect())?;
-    let trainer = Trainer::new(team, settings.options(total))?;
-    fits(&trainer, &opened)?;
-    let device = opened.iter().map(|opened| opened.label.clone()).collect::<Vec<_>>().join(" + ");
+    let mut team = team(settings, &model, &start, &opened, Some(probe))?;
+    let greeting = greeting(&mut team, &opened)?;
+    let device = meet(&ranks, &greeting, ctx)?;
+    let trainer = Trainer::new(team, ranks, settings.options(total))?;
+    fits(trainer.layouts(), &opened)?;
     let base_digest = Weights::open(&model)?.digest()?;
     let wanted =
         Wanted { adapter: adapter.as_ref(), base_digest: &base_digest, layouts: trainer.layouts(), total };
@@ -90,8 +87,63 @@ pub fn prepare(settings: &Settings, ctx: &Context<'_>) -> Result<Setup, StageErr
     Ok(Setup { trainer, config, adapter, train, heldout, prompts, resumed, deal, total, device, base_digest })
 }
 
-fn opened_label(index: usize) -> String {
-    format!("replica {index}")
+/// What a rank does in training that does not lead: opens its devices, loads the same, and follows.
+pub fn follow(settings: &Settings, ranks: &Ranks, ctx: &Context<'_>) -> Result<(), StageError> {
+    let model = ctx.input("model")?;
+    let start = start(settings, &LlamaConfig::read(&model)?, ctx)?;
+    let opened = open(settings, ranks, ctx)?;
+    check_memory(settings, &opened, ranks, ctx)?;
+    let mut team = team(settings, &model, &start, &opened, None)?;
+    let greeting = greeting(&mut team, &opened)?;
+    ranks::follow(ranks, team, &greeting)
+}
+
+/// A replica on each device; the first tries `probe` with a fresh adapter.
+fn team(
+    settings: &Settings,
+    model: &Path,
+    start: &Start,
+    opened: &[Opened],
+    probe: Option<batch::Batch>,
+) -> Result<Team, StageError> {
+    let builders = opened.iter().enumerate().map(|(index, opened)| {
+        let (model, opened, start) = (model.to_owned(), opened.clone(), start.clone());
+        let (seed, checkpointing, compute) = (settings.seed, settings.checkpointing, settings.compute());
+        let probe = probe.clone().filter(|_| index == 0);
+        let build = move || build(&model, &opened, start, (seed, checkpointing, compute), probe);
+        (format!("replica {index}"), build)
+    });
+    Team::new(builders.collect())
+}
+
+fn greeting(team: &mut Team, opened: &[Opened]) -> Result<Greeting, StageError> {
+    let layouts = team.first(|replica| Ok(replica.layouts().to_vec()))?;
+    let groups = layouts.into_iter().map(|layout| (layout.name, layout.len)).collect();
+    let devices = opened.iter().map(|opened| opened.label.clone()).collect();
+    let places = opened.iter().map(|opened| opened.place.clone()).collect();
+    Ok(Greeting { host: ranks::host(), devices, places, groups })
+}
+
+/// Waits for the other ranks and tells who computes where. What they all compute on.
+fn meet(ranks: &Ranks, own: &Greeting, ctx: &Context<'_>) -> Result<String, StageError> {
+    let mut all = vec![own.clone()];
+    for rank in ranks.followers() {
+        let greeting: Greeting = ranks.receive(rank)?;
+        if greeting.groups != own.groups {
+            return Err(StageError::new(format!("rank {rank} on `{}` trains other tensors", greeting.host))
+                .hint("all ranks must see the same model and adapter"));
+        }
+        all.push(greeting);
+    }
+    for (rank, greeting) in all.iter().enumerate().filter(|_| !ranks.is_alone()) {
+        let devices = greeting.devices.iter().zip(&greeting.places).map(|(device, place)| {
+            if place.is_empty() { device.clone() } else { format!("{place}, {device}") }
+        });
+        let text = format!("{}: {}", greeting.host, devices.collect::<Vec<_>>().join(" + "));
+        ctx.note(format!("rank {rank} on {text}"));
+        ctx.provenance(&format!("rank.{rank}"), text);
+    }
+    Ok(all.iter().map(|greeting| greeting.devices.join(" + ")).collect::<Vec<_>>().join(" + "))
 }
 
 /// Optimizer steps of the whole run.
@@ -212,10 +264,12 @@ fn start(settings: &Settings, config: &LlamaConfig, ctx: &Context<'_>) -> Result
     }
 }
 
-fn open(settings: &Settings, ctx: &Context<'_>) -> Result<Vec<Opened>, StageError> {
+/// This rank's devices: the ranks of a machine take its slots in turn.
+fn open(settings: &Settings, ranks: &Ranks, ctx: &Context<'_>) -> Result<Vec<Opened>, StageError> {
     let mut all = Vec::new();
     for index in 0..settings.devices {
-        let slot = ctx.devices().get(index).copied().unwrap_or(index);
+        let place = ranks.place().local * settings.devices + index;
+        let slot = ctx.devices().get(place).copied().unwrap_or(place);
         let opened = device::open(&settings.device, slot)?;
         ctx.note(format!("computes on {}", opened.label));
         for (name, value) in &opened.provenance {
@@ -228,7 +282,12 @@ fn open(settings: &Settings, ctx: &Context<'_>) -> Result<Vec<Opened>, StageErro
 }
 
 /// Replicas on the CPU backend share what the machine has left; of other devices nothing is known.
-fn check_memory(settings: &Settings, opened: &[Opened], ctx: &Context<'_>) -> Result<(), StageError> {
+fn check_memory(
+    settings: &Settings,
+    opened: &[Opened],
+    ranks: &Ranks,
+    ctx: &Context<'_>,
+) -> Result<(), StageError> {
     let fused = opened.iter().all(|opened| device::is_embedded(&opened.device));
     let Some(plan) = memory::Plan::read(settings, &ctx.inputs, fused)? else { return Ok(()) };
     if fused && settings.device != "cpu" {
@@ -236,8 +295,10 @@ fn check_memory(settings: &Settings, opened: &[Opened], ctx: &Context<'_>) -> Re
     }
     match (settings.memory_limit(), memory::available()) {
         (Some(limit), _) => plan.fits(limit, "`memory_limit` is"),
-        (None, Some(left)) if fused => plan
-            .fits(left / opened.len().max(1) as u64, "of this machine's memory there are for each replica"),
+        (None, Some(left)) if fused => {
+            let replicas = opened.len().max(1) * ranks.place().neighbours.max(1);
+            plan.fits(left / replicas as u64, "of this machine's memory there are for each replica")
+        }
         _ => Ok(()),
     }
 }
@@ -291,9 +352,9 @@ fn changes_nothing(before: &[f32], after: &[f32]) -> Result<(), StageError> {
 }
 
 /// A group's vector must fit into one tensor.
-fn fits(trainer: &Trainer, opened: &[Opened]) -> Result<(), StageError> {
+fn fits(layouts: &[Layout], opened: &[Opened]) -> Result<(), StageError> {
     let limit = opened.iter().map(|opened| device::binding_bytes(&opened.device)).min().unwrap_or(u64::MAX);
-    match trainer.layouts().iter().find(|layout| layout.len as u64 * 4 > limit) {
+    match layouts.iter().find(|layout| layout.len as u64 * 4 > limit) {
         None => Ok(()),
         Some(layout) => Err(StageError::new(format!(
             "the trained tensors of `{}` take {} bytes, and the device's largest tensor may have {limit}",
