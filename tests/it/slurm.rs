@@ -208,8 +208,7 @@ fn a_stage_that_fails_shows_its_log_and_is_retried_as_a_new_job() {
 #[test]
 fn a_job_that_is_gone_without_a_record_is_a_failure_and_is_retried() {
     let Some(slurm) = Cluster::up() else { return };
-    let script =
-        "echo a >> @/ran; [ -e $WORK/second ] || { touch $WORK/second; sleep 7721; }; echo x > $OUT/x";
+    let script = "echo a >> @/ran; [ -e $WORK/second ] || { touch $WORK/second; sleep 7721 || exit 1; }; echo x > $OUT/x";
     let place = Place::new(&stage("a", script, "retries = 1"));
     let run = slurm.run(&place).start();
     until("the first job runs", || place.lines("ran") == 1);
