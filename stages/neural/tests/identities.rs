@@ -250,7 +250,10 @@ fn packed_gradient(device: &Device) {
             false => Packed::Nf4(Nf4::quantize(&values, [rows, columns], false)),
         };
         let weight = PackedWeight::new(&host, device);
-        assert!(read(weight.dequantize()) == host.dequantize(), "{rows}×{columns}");
+        // of the two products of an 8-bit weight a device may exchange the order
+        let (found, bound) = (read(weight.dequantize()), if eight { 1e-7 } else { 0.0 });
+        let far = relative(&found, &host.dequantize());
+        assert!(far <= bound, "{rows}×{columns}, 8 bit {eight}: {far}");
         let (x, g) = (random(2, 2 * columns, 1.0), random(3, 2 * rows, 1.0));
         let leaf = tensor(&x, [2, columns], device).autodiff().require_grad();
         let y = weight.forward(leaf.clone());
