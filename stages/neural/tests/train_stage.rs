@@ -285,7 +285,7 @@ fn a_shared_out_optimizer_gives_the_bits_of_one_on_the_host() {
         let stop = AtomicBool::new(stops % 2 == 1);
         let ended = std::thread::scope(|scope| {
             scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(150));
+                std::thread::sleep(Duration::from_millis(10 + 15 * stops));
                 stop.store(true, Ordering::Relaxed);
             });
             bench.attempt("stopped", &shared, &stop, &Told::default())
