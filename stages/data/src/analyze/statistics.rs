@@ -200,18 +200,20 @@ mod tests {
                     f64::from(w[i]) + scale * (0..rank).map(ba).sum::<f64>()
                 })
                 .collect();
-            let (mut dm, mut dd) = (0.0, 0.0);
+            // where a row nearly vanishes, rounding turns it
+            let (mut dm, mut dd, mut unsure) = (0.0, 0.0, 1.0_f64);
             for (w, v) in w.chunks(columns).zip(v.chunks(columns)) {
                 let dot: f64 = w.iter().zip(v).map(|(&w, v)| f64::from(w) * v).sum();
                 let before = w.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
                 let after = v.iter().map(|v| v * v).sum::<f64>().sqrt();
                 dm += (after - before).abs() / rows as f64;
                 dd += (1.0 - dot / (before * after)) / rows as f64;
+                unsure = unsure.max((before / after).powi(2));
             }
             let adapter = Moved::Adapter { a: &a, b: &b, scale, magnitude: None };
             let found = change(&w, [rows, columns], adapter);
             proptest::prop_assert!((found.magnitude - dm).abs() < 1e-12 * (1.0 + dm), "{} {dm}", found.magnitude);
-            proptest::prop_assert!((found.direction - dd).abs() < 1e-12, "{} {dd}", found.direction);
+            proptest::prop_assert!((found.direction - dd).abs() < 1e-12 * unsure, "{} {dd}", found.direction);
         }
     }
 
