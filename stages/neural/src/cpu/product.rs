@@ -53,7 +53,7 @@ pub fn product(size: [usize; 3], factor: f32, a: Part<'_>, b: Part<'_>, cores: C
     let mut to = Vec::with_capacity(m * n);
     // SAFETY: `to` has room for m rows of n elements; all of them are written before they count.
     unsafe {
-        call(to.as_mut_ptr(), n, None, size, factor, a, b, cores);
+        call(to.as_mut_ptr(), n, false, size, factor, a, b, cores);
         to.set_len(m * n);
     }
     to
@@ -72,17 +72,17 @@ pub fn product_into(
     let [m, _, n] = size;
     assert!(Part::rows(to, width).holds(m, n), "{m}×{n} is out of bounds");
     // SAFETY: `to` holds m rows of n elements, as was just asked, and is borrowed alone.
-    unsafe { call(to.as_mut_ptr(), width, add.then_some(1.0), size, 1.0, a, b, cores) };
+    unsafe { call(to.as_mut_ptr(), width, add, size, 1.0, a, b, cores) };
 }
 
 /// # Safety
-/// `to` must have room for m rows of n elements, `width` from one to the next, and hold numbers if `keep`
-/// is given.
+/// `to` must have room for m rows of n elements, `width` from one to the next, and hold numbers if
+/// `add` is true.
 #[expect(clippy::too_many_arguments, reason = "as many as a product has")]
 unsafe fn call(
     to: *mut f32,
     width: usize,
-    keep: Option<f32>,
+    add: bool,
     [m, k, n]: [usize; 3],
     factor: f32,
     a: Part<'_>,
@@ -101,14 +101,14 @@ unsafe fn call(
             to,
             1,
             stride(width),
-            keep.is_some(),
+            add,
             a.values.as_ptr(),
             stride(a.column),
             stride(a.row),
             b.values.as_ptr(),
             stride(b.column),
             stride(b.row),
-            keep.unwrap_or(0.0),
+            1.0,
             factor,
             false,
             false,

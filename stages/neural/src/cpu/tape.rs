@@ -1,0 +1,216 @@
+//! The operations under autodiff: what each keeps of its forward, and its backward.
+
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, AutodiffBackend, Flex};
+
+use super::attention::{self, Heads, Mixed, Seen, Turn};
+use super::{CpuOps, Linear, Primitive, floats, like, loss, rows};
+
+#[derive(Debug)]
+struct RmsNormBackward;
+
+impl Backward<Flex, 2> for RmsNormBackward {
+    type State = (Primitive, Primitive, f64);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
+        let (x, weight, epsilon) = ops.state;
+        let (dx, dw) = rows::rms_norm_backward(floats(&x), floats(&weight), epsilon as f32, floats(&dy));
+        register(grads, ids, [(dx, &x), (dw, &weight)]);
+    }
+}
+
+#[derive(Debug)]
+struct SwigluBackward;
+
+impl Backward<Flex, 2> for SwigluBackward {
+    type State = [Primitive; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
+        let [gate, up] = ops.state;
+        let (dgate, dup) = rows::swiglu_backward(floats(&gate), floats(&up), floats(&dy));
+        register(grads, ids, [(dgate, &gate), (dup, &up)]);
+    }
+}
+
+#[derive(Debug)]
+struct ScaleColumnsBackward;
+
+impl Backward<Flex, 2> for ScaleColumnsBackward {
+    type State = [Primitive; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
+        let [x, factor] = ops.state;
+        let (dx, dw) = rows::scale_columns_backward(floats(&x), floats(&factor), floats(&dy));
+        register(grads, ids, [(dx, &x), (dw, &factor)]);
+    }
+}
+
+/// Of x, and with an adapter of a, b and the gain, in this order: as many as are tensors of the layer.
+#[derive(Debug)]
+struct LinearBackward;
+
+impl<const N: usize> Backward<Flex, N> for LinearBackward {
+    type State = Linear;
+
+    fn backward(self, ops: Ops<Linear, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let (layer, ids) = (ops.state, ops.parents.map(|parent| parent.map(|node| node.id)));
+        let found = layer.backward(&dy, ids[0].is_some());
+        let low = layer.low.iter().flat_map(|(low, _)| low);
+        let shapes = std::iter::once(&layer.x).chain(low).chain(&layer.gain);
+        register(grads, ids, [found.x, found.a, found.b, found.gain].into_iter().zip(shapes));
+    }
+}
+
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl Backward<Flex, 3> for AttentionBackward {
+    /// q, k, v, cos, sin; maximum and norm of the rows of weights; shape
+    type State = ([Primitive; 5], Vec<[f32; 2]>, Heads);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
+        let ([q, k, v, cos, sin], rows, heads) = ops.state;
+        let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
+        let seen = Seen { q: floats(&q), k: floats(&k), v: floats(&v), rows: &rows };
+        let [dq, dk, dv] = attention::backward(&seen, turn, &heads, floats(&dy));
+        register(grads, ids, [(dq, &q), (dk, &k), (dv, &v)]);
+    }
+}
+
+/// Hands every tracked parent its gradient.
+fn register<'a, const N: usize>(
+    grads: &mut Gradients,
+    parents: [Option<NodeId>; N],
+    values: impl IntoIterator<Item = (Vec<f32>, &'a Primitive)>,
+) {
+    for (parent, (value, shaped)) in parents.into_iter().zip(values) {
+        if let Some(parent) = parent {
+            grads.register::<Flex>(parent, like(value, shaped));
+        }
+    }
+}
+
+/// What a layer gives: of x, or of x, a and b, or of x, a, b and the gain.
+fn layer<const N: usize, C: CheckpointStrategy>(
+    parents: [FloatTensor<Autodiff<Flex, C>>; N],
+    weight: FloatTensor<Autodiff<Flex, C>>,
+    scale: f64,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    let parts = parents.map(|parent| parent.into_parts());
+    let values = parts.each_ref().map(|(value, _)| value.clone());
+    let mut layer = Linear::new(values[0].clone(), weight.into_primitive());
+    if let [_, a, b, rest @ ..] = &values[..] {
+        layer = layer.low(a.clone(), b.clone(), scale);
+        if let [gain] = rest {
+            layer = layer.gain(gain.clone());
+        }
+    }
+    let y = layer.forward();
+    match LinearBackward.prepare::<C>(parts.map(|(_, node)| node)).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(layer, y),
+        OpsKind::UnTracked(prep) => prep.finish(y),
+    }
+}
+
+impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
+    fn cpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let y = Flex::cpu_rms_norm(x.clone(), weight.clone(), epsilon);
+        match RmsNormBackward.prepare::<C>([x_node, weight_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x, weight, epsilon), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn cpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((gate, gate_node), (up, up_node)) = (gate.into_parts(), up.into_parts());
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        let y = Flex::cpu_swiglu(gate.clone(), up.clone());
+        match SwigluBackward.prepare::<C>([gate_node, up_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish([gate, up], y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn cpu_scale_columns(x: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((x, x_node), (factor, factor_node)) = (x.into_parts(), factor.into_parts());
+        let (x, factor) = (x.to_contiguous(), factor.to_contiguous());
+        let y = Flex::cpu_scale_columns(x.clone(), factor.clone());
+        match ScaleColumnsBackward.prepare::<C>([x_node, factor_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish([x, factor], y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn cpu_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        heads: Heads,
+    ) -> FloatTensor<Self> {
+        let ((q, q_node), (k, k_node), (v, v_node)) = (q.into_parts(), k.into_parts(), v.into_parts());
+        let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
+        let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
+        let turn = Turn { cos: floats(&cos), sin: floats(&sin) };
+        let Mixed { y, rows } = attention::forward(floats(&q), floats(&k), floats(&v), turn, &heads);
+        let y = like(y, &q);
+        match AttentionBackward.prepare::<C>([q_node, k_node, v_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(([q, k, v, cos, sin], rows, heads), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn cpu_head(
+        h: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        factor: f64,
+        wanted: loss::Wanted,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let inner = <Self as AutodiffBackend>::from_inner;
+        let (h, weight) = (h.into_primitive(), weight.into_primitive());
+        let (nll, hidden, weight) = Flex::cpu_head(h, weight, targets, factor, wanted);
+        (inner(nll), inner(hidden), inner(weight))
+    }
+
+    fn cpu_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        layer::<1, C>([x], weight, 1.0)
+    }
+
+    fn cpu_lora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        layer::<3, C>([x, a, b], weight, scale)
+    }
+
+    fn cpu_dora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        layer::<4, C>([x, a, b, gain], weight, scale)
+    }
+}
