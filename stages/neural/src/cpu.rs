@@ -2,8 +2,9 @@
 //!
 //! burn-flex runs one operation after another on one core, and a small model spends more time in
 //! element-wise passes than in products. These do a norm, a SwiGLU, a whole attention, a layer with its
-//! adapter or the head with its cross entropy in one pass with all cores. Adapters driven through wgpu take the same formulas as plain tensor operations
-//! (`model::{norm, mlp, attention}`), which are also what the tests hold these against.
+//! adapter or the head with its cross entropy in one pass with all cores. Adapters driven through wgpu
+//! take the same formulas as plain tensor operations (`model::{norm, mlp, attention}`), which are also what
+//! the tests hold these against.
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -37,13 +38,16 @@ macro_rules! widest {
 }
 
 pub mod attention;
+mod layer;
 pub mod linear;
 pub mod loss;
+pub mod packed;
 mod product;
 pub mod rows;
 mod tape;
 
 use attention::{Heads, Turn};
+pub use layer::{Beside, Weight};
 
 /// Whether a tensor is of the kind, and lies where, these operations run.
 #[must_use]
@@ -137,50 +141,13 @@ pub fn head(
     Head { nll: Tensor::from_dispatch(nll), hidden, weight }
 }
 
-/// x·Wᵀ; the weight gets no gradient.
+/// A linear layer, bare or with an adapter; the weight gets no gradient.
 ///
 /// # Shapes
 /// x `[n, in]`, weight `[out, in]` → `[n, out]`
 #[must_use]
-pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_linear(x.into_dispatch(), weight.into_dispatch()))
-}
-
-/// x·Wᵀ + s·(x·Aᵀ)·Bᵀ; the weight gets no gradient.
-///
-/// # Shapes
-/// x `[n, in]`, weight `[out, in]`, a `[r, in]`, b `[out, r]` → `[n, out]`
-#[must_use]
-pub fn lora(x: Tensor<2>, weight: Tensor<2>, [a, b]: [Tensor<2>; 2], scale: f64) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_lora(
-        x.into_dispatch(),
-        weight.into_dispatch(),
-        a.into_dispatch(),
-        b.into_dispatch(),
-        scale,
-    ))
-}
-
-/// g∘(x·Wᵀ + s·(x·Aᵀ)·Bᵀ); the weight gets no gradient.
-///
-/// # Shapes
-/// x `[n, in]`, weight `[out, in]`, a `[r, in]`, b `[out, r]`, gain `[out]` → `[n, out]`
-#[must_use]
-pub fn dora(
-    x: Tensor<2>,
-    weight: Tensor<2>,
-    [a, b]: [Tensor<2>; 2],
-    gain: Tensor<1>,
-    scale: f64,
-) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_dora(
-        x.into_dispatch(),
-        weight.into_dispatch(),
-        a.into_dispatch(),
-        b.into_dispatch(),
-        gain.into_dispatch(),
-        scale,
-    ))
+pub fn linear(x: Tensor<2>, weight: Weight<Dispatch>, beside: Beside<Dispatch>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_linear(x.into_dispatch(), weight, beside))
 }
 
 /// The operations, as burn dispatches them.
@@ -215,25 +182,10 @@ pub trait CpuOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`linear`].
-    fn cpu_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// See [`lora`].
-    fn cpu_lora(
+    fn cpu_linear(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scale: f64,
-    ) -> FloatTensor<Self>;
-
-    /// See [`dora`].
-    fn cpu_dora(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        gain: FloatTensor<Self>,
-        scale: f64,
+        #[extension_type] weight: Weight<Self>,
+        #[extension_type] beside: Beside<Self>,
     ) -> FloatTensor<Self>;
 }
 
@@ -298,72 +250,7 @@ impl CpuOps for Flex {
         (shaped(given.nll, [targets.len()]), hidden, weight)
     }
 
-    fn cpu_linear(x: Primitive, weight: Primitive) -> Primitive {
-        Linear::new(x, weight).forward()
-    }
-
-    fn cpu_lora(x: Primitive, weight: Primitive, a: Primitive, b: Primitive, scale: f64) -> Primitive {
-        Linear::new(x, weight).low(a, b, scale).forward()
-    }
-
-    fn cpu_dora(
-        x: Primitive,
-        weight: Primitive,
-        a: Primitive,
-        b: Primitive,
-        gain: Primitive,
-        scale: f64,
-    ) -> Primitive {
-        Linear::new(x, weight).low(a, b, scale).gain(gain).forward()
-    }
-}
-
-/// A linear layer with its input, and after forward what backward needs.
-#[derive(Clone, Debug)]
-struct Linear {
-    x: Primitive,
-    weight: Primitive,
-    low: Option<([Primitive; 2], f32)>,
-    gain: Option<Primitive>,
-    /// With LoRA: s·x·Aᵀ
-    h: Vec<f32>,
-    /// With DoRA: what it gave.
-    y: Option<Primitive>,
-}
-
-impl Linear {
-    fn new(x: Primitive, weight: Primitive) -> Self {
-        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-        Self { x, weight, low: None, gain: None, h: Vec::new(), y: None }
-    }
-
-    fn low(self, a: Primitive, b: Primitive, scale: f64) -> Self {
-        Self { low: Some(([a.to_contiguous(), b.to_contiguous()], scale as f32)), ..self }
-    }
-
-    fn gain(self, gain: Primitive) -> Self {
-        Self { gain: Some(gain.to_contiguous()), ..self }
-    }
-
-    fn layer(&self) -> linear::Layer<'_> {
-        let low = self.low.as_ref().map(|(low, scale)| (low.each_ref().map(floats), *scale));
-        linear::Layer {
-            weight: floats(&self.weight),
-            inner: self.weight.shape()[1],
-            low: low.map(|([a, b], scale)| linear::Low { a, b, scale }),
-            gain: self.gain.as_ref().map(floats),
-        }
-    }
-
-    fn forward(&mut self) -> Primitive {
-        let (y, h) = self.layer().forward(floats(&self.x));
-        let y = shaped(y, [self.x.shape()[0], self.weight.shape()[0]]);
-        (self.h, self.y) = (h, self.gain.is_some().then(|| y.clone()));
-        y
-    }
-
-    fn backward(&self, dy: &Primitive, with_x: bool) -> linear::Gradients {
-        let y = self.y.as_ref().map_or(&[][..], floats);
-        self.layer().backward(floats(&self.x), &self.h, y, floats(dy), with_x)
+    fn cpu_linear(x: Primitive, weight: Weight<Self>, beside: Beside<Self>) -> Primitive {
+        layer::Layer::new(x, weight, beside).forward()
     }
 }

@@ -19,12 +19,10 @@ use burn::backend::{
 };
 use burn::tensor::{DType, Device, FloatDType, Int, Shape, Tensor, TensorData};
 use formats::int8::STEP;
-use formats::nf4::{BLOCK, CODEBOOK};
+use formats::nf4::CODEBOOK;
 use formats::packed::Packed;
-use rayon::prelude::*;
 
-/// Weights from which the CPU backend dequantizes with all cores.
-const PARALLEL: usize = 1 << 18;
+use crate::cpu;
 
 /// What the words hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +75,22 @@ impl PackedWeight {
     #[must_use]
     pub fn shape(&self) -> [usize; 2] {
         [self.layout.rows, self.layout.columns]
+    }
+
+    /// As an operation takes it.
+    #[must_use]
+    pub fn dispatched(&self) -> cpu::Weight<Dispatch> {
+        cpu::Weight::Packed {
+            words: self.words.clone().into_dispatch(),
+            scales: self.scales.clone().into_dispatch(),
+            layout: self.layout,
+        }
+    }
+
+    /// Whether the CPU backend's own operations serve it.
+    #[must_use]
+    pub fn is_on_cpu(&self) -> bool {
+        cpu::serves(&self.scales)
     }
 
     /// x·Wᵀ
@@ -135,37 +149,10 @@ impl PackedOps for Flex {
         layout: Layout,
         dtype: FloatDType,
     ) -> FloatTensor<Self> {
-        let (words, scales): (&[u32], &[f32]) = (words.storage(), scales.storage());
-        let mut out = vec![0.0f32; layout.rows * layout.columns];
-        match layout.codes {
-            Codes::Nf4 => in_pieces(&mut out, BLOCK, |block, values| {
-                for (values, word) in values.chunks_mut(8).zip(&words[block * (BLOCK / 8)..]) {
-                    for (k, value) in values.iter_mut().enumerate() {
-                        *value = CODEBOOK[((word >> (4 * k)) & 15) as usize] * scales[block];
-                    }
-                }
-            }),
-            Codes::Int8 => in_pieces(&mut out, layout.columns, |row, values| {
-                for (at, value) in (row * layout.columns..).zip(values) {
-                    let code = (words[at / 4] >> (8 * (at % 4))) & 255;
-                    *value = (code as f32 - 128.0) * scales[row] * STEP;
-                }
-            }),
-        }
+        let packed = cpu::packed::Packed { words: words.storage(), scales: scales.storage(), layout };
         let shape = [layout.rows, layout.columns];
-        let weight = Self::float_from_data(TensorData::new(out, shape), &Default::default());
+        let weight = Self::float_from_data(TensorData::new(packed.floats(), shape), &Default::default());
         if dtype == FloatDType::F32 { weight } else { Self::float_cast(weight, dtype) }
-    }
-}
-
-/// Fills `out` piece by piece of `length` values each, with all cores where it is large.
-fn in_pieces(out: &mut [f32], length: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
-    let length = length.max(1);
-    if out.len() < PARALLEL {
-        out.chunks_mut(length).enumerate().for_each(|(at, piece)| fill(at, piece));
-    } else {
-        let least = (PARALLEL / length / 8).max(1);
-        out.par_chunks_mut(length).with_min_len(least).enumerate().for_each(|(at, piece)| fill(at, piece));
     }
 }
 

@@ -507,40 +507,55 @@ fn the_fused_gain_equals_the_plain_one() {
 #[test]
 fn the_fused_layer_equals_the_plain_one_with_every_gradient() {
     let device = Device::flex();
-    let (n, inner, out, rank, scale) = (70, 40, 90, 4, 1.5);
-    let weight = tensor(&random(1, out * inner, 0.3), [out, inner], &device);
+    let (inner, out, rank, scale) = (40, 90, 4, 1.5);
+    let values = random(1, out * inner, 0.3);
+    let weight = tensor(&values, [out, inner], &device);
+    // words and blocks cross rows
+    let packed = [
+        Packed::Nf4(Nf4::quantize(&values, [out, inner], false)),
+        Packed::Int8(Int8::quantize(&values, [out, inner])),
+    ];
+    let bases = packed.map(|weight| PackedWeight::new(&weight, &device)).map(|weight| {
+        let floats = weight.dequantize();
+        (Base::Packed(weight), floats)
+    });
     let mut gain = random(5, out, 2.0);
     gain[3] = 0.0; // what it gives says nothing of this column
-    let g = tensor(&random(6, n * out, 1.0), [n, out], &device);
-    for (kind, tracked) in [("bare", true), ("lora", true), ("lora", false), ("dora", true), ("dora", false)]
-    {
-        let result = |fused: bool| {
-            let x = tensor(&random(2, n * inner, 1.0), [n, inner], &device);
-            let x = if tracked { x.autodiff().require_grad() } else { x };
-            let leaf = |seed, shape: [usize; 2]| {
-                tensor(&random(seed, shape[0] * shape[1], 0.5), shape, &device).autodiff().require_grad()
+    let kinds = [("bare", true), ("lora", true), ("lora", false), ("dora", true), ("dora", false)];
+    for (base, weight) in bases.into_iter().chain([(Base::Float(weight.clone()), weight)]) {
+        // few rows and many go different ways
+        for ((kind, tracked), n) in kinds.into_iter().flat_map(|kind| [(kind, 3), (kind, 70)]) {
+            let g = tensor(&random(6, n * out, 1.0), [n, out], &device);
+            let result = |fused: bool| {
+                let x = tensor(&random(2, n * inner, 1.0), [n, inner], &device);
+                let x = if tracked { x.autodiff().require_grad() } else { x };
+                let leaf = |seed, shape: [usize; 2]| {
+                    tensor(&random(seed, shape[0] * shape[1], 0.5), shape, &device).autodiff().require_grad()
+                };
+                let (a, b) = (leaf(3, [rank, inner]), leaf(4, [out, rank]));
+                let m: Tensor<1> = tensor(&gain, [out], &device).autodiff().require_grad();
+                let adapted =
+                    |gain| base.adapted(&x, [&a, &b], gain, scale).expect("the CPU's own operation");
+                let product = x.clone().matmul(weight.clone().transpose());
+                let branch =
+                    || (x.clone().matmul(a.clone().transpose()) * scale).matmul(b.clone().transpose());
+                let y = match (kind, fused) {
+                    ("bare", true) => base.product(x.clone()),
+                    ("bare", false) => product,
+                    ("lora", true) => adapted(None),
+                    ("lora", false) => product + branch(),
+                    (_, true) => adapted(Some(m.clone())),
+                    (_, false) => (product + branch()) * m.clone().unsqueeze_dim(0),
+                };
+                let grads = (y.clone() * g.clone()).sum().backward();
+                let of = |x: &Tensor<2>| x.grad(&grads).map_or_else(Vec::new, read);
+                let of_gain = m.grad(&grads).map_or_else(Vec::new, read);
+                [read(y), of(&x), of(&a), of(&b), of_gain]
             };
-            let (a, b) = (leaf(3, [rank, inner]), leaf(4, [out, rank]));
-            let m: Tensor<1> = tensor(&gain, [out], &device).autodiff().require_grad();
-            let low = [a.clone(), b.clone()];
-            let product = x.clone().matmul(weight.clone().transpose());
-            let branch = || (x.clone().matmul(a.clone().transpose()) * scale).matmul(b.clone().transpose());
-            let y = match (kind, fused) {
-                ("bare", true) => cpu::linear(x.clone(), weight.clone()),
-                ("bare", false) => product,
-                ("lora", true) => cpu::lora(x.clone(), weight.clone(), low, scale),
-                ("lora", false) => product + branch(),
-                (_, true) => cpu::dora(x.clone(), weight.clone(), low, m.clone(), scale),
-                (_, false) => (product + branch()) * m.clone().unsqueeze_dim(0),
-            };
-            let grads = (y.clone() * g.clone()).sum().backward();
-            let of = |x: &Tensor<2>| x.grad(&grads).map_or_else(Vec::new, read);
-            let of_gain = m.grad(&grads).map_or_else(Vec::new, read);
-            [read(y), of(&x), of(&a), of(&b), of_gain]
-        };
-        for (at, (fused, plain)) in result(true).iter().zip(result(false)).enumerate() {
-            let far = relative(fused, &plain);
-            assert!(far <= 2e-6, "{kind}, x tracked {tracked}, {at}: {far}");
+            for (at, (fused, plain)) in result(true).iter().zip(result(false)).enumerate() {
+                let far = relative(fused, &plain);
+                assert!(far <= 2e-6, "{kind} on {base:?}, {n} rows, x tracked {tracked}, {at}: {far}");
+            }
         }
     }
 }

@@ -3,14 +3,26 @@
 //!
 //! LoRA: y = x·Wᵀ + h·Bᵀ, h = s·x·Aᵀ. DoRA: y = g∘(x·Wᵀ + h·Bᵀ), one gain g a column.
 
+use std::borrow::Cow;
+
+use super::packed::Packed;
 use super::product::{Cores, Part, product, product_into};
 use super::rows;
+
+/// A frozen weight, `[out, in]`.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    /// As it is.
+    Floats(&'a [f32]),
+    /// Made floats piece by piece where it is needed.
+    Packed(Packed<'a>),
+}
 
 /// A frozen weight and what stands beside it.
 #[derive(Clone, Copy)]
 pub struct Layer<'a> {
     /// W, `[out, in]`
-    pub weight: &'a [f32],
+    pub weight: Weight<'a>,
     /// in
     pub inner: usize,
     /// LoRA's part.
@@ -43,9 +55,77 @@ pub struct Gradients {
     pub gain: Vec<f32>,
 }
 
+impl Weight<'_> {
+    /// Its rows of `width`.
+    fn rows(&self, width: usize) -> usize {
+        match self {
+            Self::Floats(weight) => weight.len() / width.max(1),
+            Self::Packed(weight) => weight.layout.rows,
+        }
+    }
+
+    /// Row `row` of `width`.
+    fn row(&self, row: usize, width: usize) -> Cow<'_, [f32]> {
+        match self {
+            Self::Floats(weight) => Cow::Borrowed(&weight[row * width..][..width]),
+            Self::Packed(weight) => Cow::Owned(weight.row(row)),
+        }
+    }
+
+    /// x·Wᵀ
+    ///
+    /// # Shapes
+    /// x `[n, inner]` → `[n, out]`
+    fn product(&self, x: &[f32], [n, inner, out]: [usize; 3]) -> Vec<f32> {
+        let rows = Part::rows(x, inner);
+        let weight = match self {
+            Self::Floats(weight) => {
+                return product(
+                    [n, inner, out],
+                    1.0,
+                    rows,
+                    Part::rows(weight, inner).transposed(),
+                    Cores::All,
+                );
+            }
+            Self::Packed(weight) => weight,
+        };
+        weight.narrow_product(x).unwrap_or_else(|| {
+            let mut y = vec![0.0; n * out];
+            weight.in_pieces(|first, piece| {
+                let (size, piece) = ([n, inner, piece.len() / inner], Part::rows(piece, inner).transposed());
+                product_into(&mut y[first..], out, false, size, rows, piece, Cores::All);
+            });
+            y
+        })
+    }
+
+    /// ∂y·W
+    ///
+    /// # Shapes
+    /// dy `[n, out]` → `[n, inner]`
+    fn product_back(&self, dy: &[f32], [n, inner, out]: [usize; 3]) -> Vec<f32> {
+        let weight = match self {
+            Self::Floats(weight) => {
+                let (dy, weight) = (Part::rows(dy, out), Part::rows(weight, inner));
+                return product([n, out, inner], 1.0, dy, weight, Cores::All);
+            }
+            Self::Packed(weight) => weight,
+        };
+        let mut dx = vec![0.0; n * inner];
+        weight.in_pieces(|first, piece| {
+            let size = [n, piece.len() / inner, inner];
+            let (dy, piece) = (Part::rows(&dy[first..], out), Part::rows(piece, inner));
+            product_into(&mut dx, inner, first > 0, size, dy, piece, Cores::All);
+        });
+        dx
+    }
+}
+
 impl Layer<'_> {
-    fn out(&self) -> usize {
-        self.weight.len() / self.inner.max(1)
+    /// out
+    pub(super) fn out(&self) -> usize {
+        self.weight.rows(self.inner)
     }
 
     fn rank(&self, low: &Low<'_>) -> usize {
@@ -60,8 +140,8 @@ impl Layer<'_> {
     pub fn forward(&self, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let (out, inner) = (self.out(), self.inner);
         let n = x.len() / inner.max(1);
-        let (rows, weight) = (Part::rows(x, inner), Part::rows(self.weight, inner));
-        let mut y = product([n, inner, out], 1.0, rows, weight.transposed(), Cores::All);
+        let rows = Part::rows(x, inner);
+        let mut y = self.weight.product(x, [n, inner, out]);
         let mut h = Vec::new();
         if let Some(low) = &self.low {
             let rank = self.rank(low);
@@ -93,10 +173,10 @@ impl Layer<'_> {
                 &scaled[..]
             }
         };
-        let (rows, dz) = (Part::rows(x, inner), Part::rows(dz, out));
         if with_x {
-            gradients.x = product([n, out, inner], 1.0, dz, Part::rows(self.weight, inner), Cores::All);
+            gradients.x = self.weight.product_back(dz, [n, inner, out]);
         }
+        let (rows, dz) = (Part::rows(x, inner), Part::rows(dz, out));
         if let Some(low) = &self.low {
             let rank = self.rank(low);
             let dh = product([n, out, rank], low.scale, dz, Part::rows(low.b, rank), Cores::All);
@@ -119,15 +199,14 @@ impl Layer<'_> {
                 *sum /= gain;
                 continue;
             }
-            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-            let weight = &self.weight[column * inner..][..inner];
+            let weight = self.weight.row(column, inner);
             let low = self.low.map(|low| {
                 let rank = self.rank(&low);
                 (rank, &low.b[column * rank..][..rank])
             });
             let z = |row: usize| {
-                let base = dot(&x[row * inner..][..inner], weight);
-                base + low.map_or(0.0, |(rank, b)| dot(&h[row * rank..][..rank], b))
+                let base = rows::dot(&x[row * inner..][..inner], &weight);
+                base + low.map_or(0.0, |(rank, b)| rows::dot(&h[row * rank..][..rank], b))
             };
             *sum = (0..dy.len() / out).map(|row| dy[row * out + column] * z(row)).sum();
         }

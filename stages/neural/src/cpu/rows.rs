@@ -29,6 +29,29 @@ pub(super) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + tail
 }
 
+/// Σ aᵢ·bᵢ in 32 lanes: four sums of eight that do not wait for each other.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sum = 0.0;
+    dot_into(a, b, &mut sum);
+    sum
+}
+
+widest! {
+    fn dot_into(a: &[f32], b: &[f32], sum: &mut f32) {
+        let n = a.len().min(b.len());
+        let whole = n - n % 32;
+        let mut lanes = [0.0f32; 32];
+        for at in (0..whole).step_by(32) {
+            let (a, b) = (&a[at..at + 32], &b[at..at + 32]);
+            for k in 0..32 {
+                lanes[k] += a[k] * b[k];
+            }
+        }
+        let tail: f32 = (whole..n).map(|k| a[k] * b[k]).sum();
+        *sum = lanes.iter().sum::<f32>() + tail;
+    }
+}
+
 /// 1/√(mean(x²) + ε)
 #[inline(always)]
 fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {

@@ -8,7 +8,8 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, AutodiffBackend, Flex};
 
 use super::attention::{self, Heads, Mixed, Seen, Turn};
-use super::{CpuOps, Linear, Primitive, floats, like, loss, rows};
+use super::layer::{Beside, Layer, Weight};
+use super::{CpuOps, Primitive, floats, like, loss, rows};
 
 #[derive(Debug)]
 struct RmsNormBackward;
@@ -60,14 +61,18 @@ impl Backward<Flex, 2> for ScaleColumnsBackward {
 struct LinearBackward;
 
 impl<const N: usize> Backward<Flex, N> for LinearBackward {
-    type State = Linear;
+    type State = Layer;
 
-    fn backward(self, ops: Ops<Linear, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Layer, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
         let (layer, ids) = (ops.state, ops.parents.map(|parent| parent.map(|node| node.id)));
         let found = layer.backward(&dy, ids[0].is_some());
-        let low = layer.low.iter().flat_map(|(low, _)| low);
-        let shapes = std::iter::once(&layer.x).chain(low).chain(&layer.gain);
+        let beside = match &layer.beside {
+            Beside::Nothing => [None; 3],
+            Beside::Lora { a, b, .. } => [Some(a), Some(b), None],
+            Beside::Dora { a, b, gain, .. } => [Some(a), Some(b), Some(gain)],
+        };
+        let shapes = std::iter::once(&layer.x).chain(beside.into_iter().flatten());
         register(grads, ids, [found.x, found.a, found.b, found.gain].into_iter().zip(shapes));
     }
 }
@@ -103,21 +108,13 @@ fn register<'a, const N: usize>(
     }
 }
 
-/// What a layer gives: of x, or of x, a and b, or of x, a, b and the gain.
-fn layer<const N: usize, C: CheckpointStrategy>(
+/// What the layer gives that `layer` makes of these tensors.
+fn linear<const N: usize, C: CheckpointStrategy>(
     parents: [FloatTensor<Autodiff<Flex, C>>; N],
-    weight: FloatTensor<Autodiff<Flex, C>>,
-    scale: f64,
+    layer: impl FnOnce([Primitive; N]) -> Layer,
 ) -> FloatTensor<Autodiff<Flex, C>> {
     let parts = parents.map(|parent| parent.into_parts());
-    let values = parts.each_ref().map(|(value, _)| value.clone());
-    let mut layer = Linear::new(values[0].clone(), weight.into_primitive());
-    if let [_, a, b, rest @ ..] = &values[..] {
-        layer = layer.low(a.clone(), b.clone(), scale);
-        if let [gain] = rest {
-            layer = layer.gain(gain.clone());
-        }
-    }
+    let mut layer = layer(parts.each_ref().map(|(value, _)| value.clone()));
     let y = layer.forward();
     match LinearBackward.prepare::<C>(parts.map(|(_, node)| node)).compute_bound().stateful() {
         OpsKind::Tracked(prep) => prep.finish(layer, y),
@@ -189,28 +186,21 @@ impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
         (inner(nll), inner(hidden), inner(weight))
     }
 
-    fn cpu_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        layer::<1, C>([x], weight, 1.0)
-    }
-
-    fn cpu_lora(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scale: f64,
-    ) -> FloatTensor<Self> {
-        layer::<3, C>([x, a, b], weight, scale)
-    }
-
-    fn cpu_dora(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        gain: FloatTensor<Self>,
-        scale: f64,
-    ) -> FloatTensor<Self> {
-        layer::<4, C>([x, a, b, gain], weight, scale)
+    fn cpu_linear(x: FloatTensor<Self>, weight: Weight<Self>, beside: Beside<Self>) -> FloatTensor<Self> {
+        let weight = match weight {
+            Weight::Floats(weight) => Weight::Floats(weight.into_primitive()),
+            Weight::Packed { words, scales, layout } => {
+                Weight::Packed { words, scales: scales.into_primitive(), layout }
+            }
+        };
+        match beside {
+            Beside::Nothing => linear::<1, C>([x], |[x]| Layer::new(x, weight, Beside::Nothing)),
+            Beside::Lora { a, b, scale } => {
+                linear::<3, C>([x, a, b], |[x, a, b]| Layer::new(x, weight, Beside::Lora { a, b, scale }))
+            }
+            Beside::Dora { a, b, gain, scale } => linear::<4, C>([x, a, b, gain], |[x, a, b, gain]| {
+                Layer::new(x, weight, Beside::Dora { a, b, gain, scale })
+            }),
+        }
     }
 }

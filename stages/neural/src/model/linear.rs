@@ -3,6 +3,7 @@
 //! Weights lie as in files, `[out, in]`. The transposed view costs nothing on either backend, and
 //! the gradient of the input, g·W, wants them this way.
 
+use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 use super::Visitor;
@@ -27,8 +28,10 @@ impl Base {
     /// x `[n, in]` → `[n, out]`
     #[must_use]
     pub fn product(&self, x: Tensor<2>) -> Tensor<2> {
+        if let Some(weight) = self.fused(&x) {
+            return cpu::linear(x, weight, cpu::Beside::Nothing);
+        }
         match self {
-            Self::Float(weight) if self.is_fused(&x) => cpu::linear(x, weight.clone()),
             Self::Float(weight) => {
                 let weight = weight.clone().cast(x.dtype());
                 x.matmul(weight.transpose())
@@ -37,10 +40,16 @@ impl Base {
         }
     }
 
-    /// Whether the CPU backend's own operations serve: for frozen floats.
-    fn is_fused(&self, x: &Tensor<2>) -> bool {
-        let Self::Float(weight) = self else { return false };
-        cpu::serves(x) && cpu::serves(weight) && !weight.is_require_grad()
+    /// As the CPU backend's own operation takes it, where that serves: if it is frozen.
+    fn fused(&self, x: &Tensor<2>) -> Option<cpu::Weight<Dispatch>> {
+        match self {
+            _ if !cpu::serves(x) => None,
+            Self::Float(weight) if cpu::serves(weight) && !weight.is_require_grad() => {
+                Some(cpu::Weight::floats(weight.clone()))
+            }
+            Self::Packed(weight) if weight.is_on_cpu() => Some(weight.dispatched()),
+            _ => None,
+        }
     }
 
     /// x·Wᵀ + s·(x·Aᵀ)·Bᵀ, times the gain of each output where there is one, in one operation; `None` where
@@ -52,16 +61,12 @@ impl Base {
     pub fn adapted(
         &self,
         x: &Tensor<2>,
-        [a, b]: [&Tensor<2>; 2],
+        low: [&Tensor<2>; 2],
         gain: Option<Tensor<1>>,
         scale: f64,
     ) -> Option<Tensor<2>> {
-        let Self::Float(weight) = self else { return None };
-        let (weight, low) = (weight.clone(), [a.clone(), b.clone()]);
-        self.is_fused(x).then(|| match gain {
-            None => cpu::lora(x.clone(), weight, low, scale),
-            Some(gain) => cpu::dora(x.clone(), weight, low, gain, scale),
-        })
+        let weight = self.fused(x)?;
+        Some(cpu::linear(x.clone(), weight, cpu::Beside::adapter(low.map(Clone::clone), gain, scale)))
     }
 }
 
