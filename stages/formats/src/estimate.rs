@@ -3,8 +3,8 @@
 //!
 //! It counts what `neural` keeps at its peak, the backward pass of one micro-batch: weights in their
 //! format, what is trained with its gradient and moments in f32, the activations that backward needs
-//! (of every block, or with `checkpointing` of one, and all blocks' inputs), the logits of one chunk of
-//! rows, and the largest weight dequantized or cast.
+//! (of every block, or with `checkpointing` of one, and all blocks' inputs), the attention of one chunk of
+//! tokens, the logits of one chunk of rows, and the largest weight dequantized or cast.
 //! It does not know devices.
 
 use crate::config::{Format, LlamaConfig, PROJECTIONS};
@@ -51,11 +51,16 @@ pub struct Estimate {
     pub moments: u64,
     /// What forward keeps for backward, and the gradients of the block at work.
     pub activations: u64,
+    /// Weights of the attention of one chunk of tokens with their temporaries; 0 where it is fused.
+    pub attention: u64,
     /// Logits of one chunk with its temporaries, hidden states of the head.
     pub logits: u64,
     /// A weight dequantized for one product, and its transpose.
     pub temporary: u64,
 }
+
+/// Weights of the attention of one chunk; as in `neural::chunked_attention`.
+const WEIGHTS: u64 = 32 << 20;
 
 /// Elements of the logits of one chunk, and how many tensors of them there are at a time; as in
 /// `neural::loss`.
@@ -98,6 +103,7 @@ impl Estimate {
                 (devices, true) => trained * 12 / devices,
             },
             activations: activations(config, training, blocks),
+            attention: attention(config, training),
             logits: logits(config, training),
             temporary: match training.packed {
                 Some(_) if !full => largest * (4 + 2 * training.element),
@@ -115,6 +121,7 @@ impl Estimate {
             + self.gradients
             + self.moments
             + self.activations
+            + self.attention
             + self.logits
             + self.temporary
     }
@@ -128,6 +135,7 @@ impl Estimate {
             ("gradients", self.gradients),
             ("moments", self.moments),
             ("activations", self.activations),
+            ("attention", self.attention),
             ("logits", self.logits),
             ("dequantized weights", self.temporary),
         ];
@@ -198,15 +206,14 @@ fn block_token(config: &LlamaConfig, training: &Training) -> u64 {
     let e = training.element;
     let fused = training.fused && e == 4;
     let heads = config.num_attention_heads as u64;
-    let weights = heads * training.length;
     // inputs of both norms, their outputs, what the attention gives
     let mut bytes = e * (4 * hidden + queries);
     bytes += if fused {
         // q, k, v; a row's maximum and norm
         e * (queries + 2 * keys) + 8 * heads
     } else {
-        // q and k before and after they are turned and scaled, v; softmax's exponentials, quotient and cast
-        e * (2 * queries + 3 * keys) + 4 * 2 * weights + if e < 4 { e * weights } else { 0 }
+        // q and k before and after they are turned and scaled, v
+        e * (2 * queries + 3 * keys)
     };
     bytes += if fused {
         e * 3 * inner
@@ -240,6 +247,17 @@ fn activations(config: &LlamaConfig, training: &Training, blocks: u64) -> u64 {
     // the gradients that travel through the MLP of the block at work
     let travelling = tokens * training.element * 4 * config.intermediate_size as u64;
     kept + travelling
+}
+
+fn attention(config: &LlamaConfig, training: &Training) -> u64 {
+    let e = training.element;
+    if training.fused && e == 4 {
+        return 0;
+    }
+    let token = training.rows * config.num_attention_heads as u64 * training.length;
+    let chunk = token * (WEIGHTS / token.max(1)).clamp(1, training.length);
+    // in f32 the weights, their gradient, the product of both and the scores'; and what of it is cast
+    chunk * (4 * 4 + if e < 4 { 2 * e } else { 0 })
 }
 
 fn logits(config: &LlamaConfig, training: &Training) -> u64 {

@@ -14,6 +14,7 @@ use contract::Stage;
 pub mod adapter;
 pub mod answer;
 pub mod batch;
+pub mod chunked_attention;
 pub mod cpu;
 pub mod device;
 pub mod evaluate;

@@ -4,6 +4,7 @@
 
 mod common;
 
+use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor, activation};
 use common::{Batch, Track, far, fixtures, read, relative, tensor};
 use formats::adapter::{Adapter as File, AdapterConfig};
@@ -14,6 +15,7 @@ use formats::tokens::{TokenRow, TokenSet};
 use formats::weights::{Weights, linear_f32};
 use neural::adapter::{Adapter, Terms, fuse, row_norms};
 use neural::batch::{self, SplitMix64};
+use neural::chunked_attention::in_chunks;
 use neural::cpu::{self, attention::Heads};
 use neural::generate;
 use neural::model::attention::Mask;
@@ -35,6 +37,7 @@ on_both! {
     rope_is_the_formula => rope_equals_the_formula_at_any_position_on_flex, rope_equals_the_formula_at_any_position_on_wgpu;
     sums_keep_their_order => a_sum_is_right_and_the_same_every_time_on_flex, a_sum_is_right_and_the_same_every_time_on_wgpu;
     packing_changes_nothing => examples_that_share_a_row_give_the_step_of_padded_ones_on_flex, examples_that_share_a_row_give_the_step_of_padded_ones_on_wgpu;
+    chunks_are_the_whole => attention_in_chunks_equals_the_whole_with_every_gradient_on_flex, attention_in_chunks_equals_the_whole_with_every_gradient_on_wgpu;
     dropout_is_keyed => dropout_follows_its_key_and_share_on_flex, dropout_follows_its_key_and_share_on_wgpu;
 }
 
@@ -606,6 +609,54 @@ fn the_fused_attention_equals_the_plain_one() {
                 "{time}, window {window:?}, packed {packed}: {}",
                 relative(fused, &plain)
             );
+        }
+    }
+}
+
+/// softmax(q·kᵀ + bias)·v and gradients, from plain operations with all weights at once.
+fn chunks_are_the_whole(device: &Device) {
+    let (batch, heads, kv_heads, dim) = (2, 6, 2, 8);
+    // all keys are of these tokens; some came before (a cache)
+    for (time, keys) in [(13, 13), (5, 9)] {
+        let before = keys - time;
+        let rows = if before == 0 { 1 } else { batch };
+        let bias: Vec<f32> = (0..rows * time * keys)
+            .map(|at| {
+                let (row, token, key) = (at / (time * keys), at / keys % time, at % keys);
+                // the second row begins later; only the three last keys are seen
+                if key <= before + token && key + 3 > before + token && key >= row { 0.0 } else { -1e9 }
+            })
+            .collect();
+        let bias: Tensor<4> = tensor(&bias, [rows, 1, time, keys], device);
+        let leaf = |seed, shape: [usize; 4]| -> Tensor<4> {
+            tensor(&random(seed, shape.iter().product(), 1.0), shape, device).autodiff().require_grad()
+        };
+        let g: Tensor<4> =
+            tensor(&random(4, batch * heads * time * dim, 1.0), [batch, heads, time, dim], device);
+        let result = |tokens: Option<usize>| {
+            let q = leaf(1, [batch, heads, time, dim]);
+            let [k, v] = [2, 3].map(|seed| leaf(seed, [batch, kv_heads, keys, dim]));
+            let y = match tokens {
+                Some(tokens) => in_chunks(q.clone(), [k.clone(), v.clone()], bias.clone(), tokens),
+                None => {
+                    let repeated = |x: &Tensor<4>| {
+                        let parts = (0..heads).map(|head| head / (heads / kv_heads));
+                        Tensor::cat(parts.map(|head| x.clone().narrow(1, head, 1)).collect(), 1)
+                    };
+                    let scores = q.clone().matmul(repeated(&k).swap_dims(2, 3)) + bias.clone();
+                    softmax(scores, 3).matmul(repeated(&v))
+                }
+            };
+            let grads = (y.clone() * g.clone()).sum().backward();
+            let of = |x: &Tensor<4>| read(x.grad(&grads).unwrap());
+            [read(y), of(&q), of(&k), of(&v)]
+        };
+        let whole = result(None);
+        for tokens in [1, 3, 4, time, time + 1] {
+            for (at, (chunked, whole)) in result(Some(tokens)).iter().zip(&whole).enumerate() {
+                let far = relative(chunked, whole);
+                assert!(far <= 2e-6, "{time} tokens of {keys}, {tokens} at a time, {at}: {far}");
+            }
         }
     }
 }

@@ -1,16 +1,16 @@
 //! Causal self-attention with grouped key-value heads (Ainslie et al., arXiv 2305.13245).
 //!
-//! Query heads that share a key-value head are stacked along time, so that keys and values are
-//! never repeated: scores are `[batch, kv_heads, group·time, keys]`.
+//! What lies between the projections is one operation: [`crate::cpu::attention`] on the CPU backend,
+//! [`crate::chunked_attention`] everywhere else.
 
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::Linear;
 use super::rope::{Rope, RopePart};
-use crate::cpu;
+use crate::{chunked_attention, cpu};
 
 /// What a masked score is set to: far below any score, and finite, so that a row in which
 /// everything is masked (padding) stays finite.
@@ -179,7 +179,7 @@ impl Attention {
         self.o.forward(mixed)
     }
 
-    /// The part between the projections from plain operations.
+    /// The part between the projections as adapters driven through wgpu compute it.
     ///
     /// # Shapes
     /// q `[batch·time, heads·head_dim]`, k and v `[batch·time, kv_heads·head_dim]` → like q
@@ -193,24 +193,16 @@ impl Attention {
         cache: Option<&mut Cache>,
     ) -> Tensor<2> {
         let (time, dim) = (q.dims()[0] / batch, self.head_dim);
-        let group = self.heads / self.kv_heads;
         let q = q.reshape([batch, time, self.heads, dim]);
         let k = k.reshape([batch, time, self.kv_heads, dim]);
         let v = v.reshape([batch, time, self.kv_heads, dim]);
-        // [b, t, h, d] -> [b, kv, g·t, d]
-        let q = mask.rope.turn(q).swap_dims(1, 2).reshape([batch, self.kv_heads, group * time, dim]);
-        let (k, v) = (mask.rope.turn(k).swap_dims(1, 2), v.swap_dims(1, 2));
+        let (q, k) = (mask.rope.turn(q).swap_dims(1, 2), mask.rope.turn(k).swap_dims(1, 2));
         let (k, v) = match cache {
-            None => (k, v),
-            Some(cache) => cache.extend(k, v),
+            None => (k, v.swap_dims(1, 2)),
+            Some(cache) => cache.extend(k, v.swap_dims(1, 2)),
         };
-        let keys = k.dims()[2];
-        let scores = (q * (dim as f64).powf(-0.5)).matmul(k.swap_dims(2, 3));
-        let scores = scores.reshape([batch, self.heads, time, keys]);
-        let dtype = scores.dtype();
-        let weights = activation::softmax(scores.cast(DType::F32) + mask.bias(), 3).cast(dtype);
-        let mixed = weights.reshape([batch, self.kv_heads, group * time, keys]).matmul(v);
-        let mixed = mixed.reshape([batch, self.heads, time, dim]).swap_dims(1, 2);
+        let q = q * (dim as f64).powf(-0.5);
+        let mixed = chunked_attention::attention(q, [k, v], mask.bias()).swap_dims(1, 2);
         mixed.reshape([batch * time, self.heads * dim])
     }
 }
