@@ -115,12 +115,63 @@ fn ranks_make_the_bytes_of_as_many_devices_and_the_figures_of_the_larger_batch()
     }
 }
 
+/// Under mpirun: moments and update shared out change no byte, whoever shares them.
+#[test]
+fn a_shared_out_optimizer_makes_the_bytes_of_one_whatever_it_is_shared_over() {
+    let more = "weight_decay = 0.01\nloraplus_ratio = 4.0\nsave_state = true\n";
+    let with = |ranks: usize, devices: usize, zero: u8| {
+        let settings = format!(
+            "{SHORT}{more}batch_size = {}\nranks = {ranks}\ndevices = {devices}\nzero = {zero}\n",
+            20 / (ranks * devices)
+        );
+        let place = place(&settings);
+        place.run();
+        place
+    };
+    for (ranks, devices) in [(2, 1), (4, 1), (2, 2)] {
+        let shared = with(ranks, devices, 1);
+        if devices == 1 {
+            same(&shared, &with(1, ranks, 1));
+        }
+        same(&shared, &with(ranks, devices, 0));
+    }
+}
+
+/// The loss is scaled, steps whose gradient overflows are left out, and what two ranks have stored goes on
+/// with three, with two devices, and in one place.
+#[test]
+fn a_shared_out_optimizer_in_16_bit_goes_on_elsewhere() {
+    let text = format!(
+        "{DATA}{SHORT}compute_dtype = \"float16\"\nbatch_size = 10\nsave_state = true\n\
+         ranks = 2\nzero = 1\n"
+    );
+    let longer = |name: &str, more: &str| {
+        let stage = "kind = \"train\"\ninputs = { model = \"init\", data = \"tokens\", resume = \"train\" }\n\
+                     method = \"dora\"\nrank = 4\nlr = 0.01\ndevice = \"cpu\"\nbatch_size = 5\nmax_steps = 20\n\
+                     compute_dtype = \"float16\"\n";
+        format!("[stages.{name}]\n{stage}{more}")
+    };
+    let shared = longer("shared", "ranks = 4\nzero = 1\n");
+    let place = Place::new(
+        &[text, shared, longer("devices", "devices = 4\nzero = 1\n"), longer("host", "ranks = 4\n")].concat(),
+    );
+    place.run();
+    let state = |stage: &str| place.output(stage);
+    assert_eq!(state("shared"), state("devices"));
+    assert_eq!(state("shared"), state("host"));
+    let whole = self::place(&format!(
+        "{SHORT}compute_dtype = \"float16\"\nbatch_size = 10\nsave_state = true\nranks = 2\n"
+    ));
+    whole.run();
+    same(&place, &whole);
+}
+
 #[test]
 fn a_lost_rank_stops_all_and_the_next_run_goes_on_from_the_checkpoint() {
     let whole = place(&format!("{LONG}ranks = 2\n"));
     whole.run();
-    for lost in [1, 0] {
-        let place = place(&format!("{LONG}ranks = 2\n"));
+    for (lost, zero) in [(1, 0), (0, 0), (1, 1), (0, 1)] {
+        let place = place(&format!("{LONG}ranks = 2\nzero = {zero}\n"));
         let run = place.pipe("run p.toml").start();
         until("some steps are made", || steps(&place) > 30);
         let [pid] = ranks(&place, Some(lost))[..] else { panic!("one process is rank {lost}") };
@@ -145,17 +196,19 @@ fn a_request_to_stop_has_them_save_and_the_next_run_goes_on() {
     let settings = "max_steps = 2000\nbatch_size = 4\ncheckpoint_every = 2000\nranks = 2\n";
     let whole = place(settings);
     whole.run();
-    let place = place(settings);
-    let run = place.pipe("run p.toml").start();
-    until("some steps are made", || steps(&place) > 30);
-    run.signal("INT");
-    let (code, said) = run.wait();
-    assert_eq!(code, Some(75), "{said:?}");
-    assert_eq!(ranks(&place, None), Vec::<u32>::new());
-    assert!(steps(&place) > 0);
-    place.run();
-    place.pipe("logs p.toml train").ends(0).says(&["goes on after step "]);
-    same(&place, &whole);
+    for zero in ["", "zero = 1\n"] {
+        let place = place(&format!("{settings}{zero}"));
+        let run = place.pipe("run p.toml").start();
+        until("some steps are made", || steps(&place) > 30);
+        run.signal("INT");
+        let (code, said) = run.wait();
+        assert_eq!(code, Some(75), "{said:?}");
+        assert_eq!(ranks(&place, None), Vec::<u32>::new());
+        assert!(steps(&place) > 0);
+        place.run();
+        place.pipe("logs p.toml train").ends(0).says(&["goes on after step "]);
+        same(&place, &whole);
+    }
 }
 
 #[test]
