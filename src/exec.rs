@@ -121,6 +121,9 @@ pub fn exec_stage(path: &Path, role: Role<'_>, registry: &Registry) -> Result<Ex
         Err(StageError::new(format!("the stage broke off: {text}"))
             .hint("this is a bug of the stage kind; its log says more"))
     });
+    if let Some(rank) = rank {
+        ranks::tell_memory(rank, &Lines);
+    }
     let exit = match result {
         Ok(()) => {
             reporter.report(Event::Finished);

@@ -18,7 +18,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use contract::{Event, Reporter, StageError};
+use nix::sys::resource::UsageWho;
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::executor::node;
 
 /// How often is looked whether the job is to stop.
 const TICK: Duration = Duration::from_millis(50);
@@ -149,6 +152,12 @@ pub fn watch_parent() {
         }
         let _ = kill_process(rustix::process::getpid(), Signal::KILL);
     });
+}
+
+/// Tells how much memory a rank held. Its launcher may be no parent of it, so that nobody else can know.
+pub fn tell_memory(rank: usize, to: &dyn Reporter) {
+    let value = node::shown(node::held(UsageWho::RUSAGE_SELF));
+    to.report(Event::Provenance { name: format!("rank.{rank}.{}", node::PEAK), value });
 }
 
 /// What a rank that does not lead tells: failures by name, the rest to nobody.

@@ -258,6 +258,74 @@ fn two_nodes_of_a_cluster_make_the_same_bytes() {
     assert!(slurm.ask("scontrol", &["show", "jobs"]).contains("NumNodes=2"));
     here.run();
     same(&there, &here);
+    let said = there.pipe("show").ends(0);
+    let told = said.out.split("\ntrain (ran ").nth(1).unwrap();
+    let [rank_0, rank_1, all] =
+        ["rank.0.peak memory: ", "rank.1.peak memory: ", "peak memory: "].map(|name| {
+            let value = told.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_suffix(" MB"));
+            value.unwrap_or_else(|| panic!("{name} in {told}")).parse::<f64>().unwrap()
+        });
+    assert!(rank_0 > 20.0 && rank_1 > 20.0, "{rank_0} and {rank_1} MB");
+    assert!(
+        (all - rank_0.max(rank_1)).abs() < 0.06,
+        "{all} MB is what the larger of {rank_0} and {rank_1} held"
+    );
+}
+
+#[test]
+fn on_a_cluster_ranks_whose_time_is_nearly_up_save_and_queue_again() {
+    let Some(slurm) = Cluster::up() else { return };
+    // No checkpoint but that of the signal.
+    let settings =
+        format!("max_steps = 2000\nbatch_size = 4\ncheckpoint_every = 2000\nranks = 2\nzero = 1\n{NODES}");
+    let (there, here) = (place(&settings), place(&settings));
+    let run = slurm.run(&there).start();
+    until("some steps are made", || steps(&there) > 30);
+    let jobs = slurm.jobs(&there);
+    let (id, _) = jobs.iter().find(|(_, state)| state == "RUNNING").unwrap();
+    // As Slurm does it two minutes before the limit.
+    slurm.ask("scancel", &["--batch", "--signal=USR1", id]);
+    let queued = |slurm: &Cluster| slurm.jobs(&there).iter().any(|(_, state)| state == "PENDING");
+    until("it queues again", || queued(&slurm));
+    until("its ranks are gone", || ranks(&there, None).is_empty());
+    let before = steps(&there);
+    assert!(before > 0 && before < 2000, "{before} steps");
+    // Slurm lets such a job wait for two minutes, so that its first turn is over for sure.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    slurm.ask("scontrol", &["update", &format!("jobid={id}"), "starttime=now"]);
+    let (code, said) = run.wait();
+    assert_eq!(code, Some(0), "{said:?}");
+    assert_eq!(slurm.jobs(&there).len(), jobs.len(), "the same job, twice begun");
+    assert!(slurm.ask("scontrol", &["show", "job", id]).contains("Restarts=1"));
+    there.pipe("logs p.toml train").ends(0).says(&["goes on after step ", "the job's time is nearly up"]);
+    here.run();
+    same(&there, &here);
+}
+
+/// Rank 1's adapter is the only one there is: the second of one is the first.
+#[test]
+fn ranks_on_software_vulkan_make_the_bytes_of_as_many_devices() {
+    let with = |settings: &str| {
+        let settings = format!("max_steps = 3\nbatch_size = 4\nsave_state = true\n{settings}");
+        let place = Place::new(&format!("{DATA}{settings}").replace("\"cpu\"", "\"software\""));
+        (place.pipe("run p.toml").start().wait(), place)
+    };
+    for zero in ["", "zero = 1\n"] {
+        let ((code, said), ranks) = with(&format!("ranks = 2\n{zero}"));
+        if code != Some(0) && std::env::var("PIPE_REQUIRE_WGPU").as_deref() != Ok("1") {
+            said.says(&["no software Vulkan adapter"]);
+            eprintln!("SKIPPED: no software Vulkan adapter");
+            return;
+        }
+        assert_eq!(code, Some(0), "{said:?}");
+        let log = ranks.pipe("logs p.toml train").ends(0);
+        let on = |rank: &str| log.out.lines().find_map(|line| line.strip_prefix(rank)).unwrap().to_owned();
+        assert_eq!(on("rank 0"), on("rank 1"));
+        assert!(on("rank 1").contains("llvmpipe"), "{}", on("rank 1"));
+        let ((code, said), devices) = with(&format!("devices = 2\n{zero}"));
+        assert_eq!(code, Some(0), "{said:?}");
+        same(&ranks, &devices);
+    }
 }
 
 #[test]
