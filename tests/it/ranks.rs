@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::place::{Place, processes, until};
 use super::slurm::Cluster;
+use super::steps::{Allocation, within};
 
 const DATA: &str = r#"
 [stages.rows]
@@ -69,11 +70,8 @@ fn ranks(place: &Place, rank: Option<usize>) -> Vec<u32> {
 /// Steps that the training in `place` has in its work folder.
 fn steps(place: &Place) -> usize {
     let folders = std::fs::read_dir(place.path(".pipe/work")).into_iter().flatten().flatten();
-    let files = folders.filter_map(|folder| {
-        let files = super::place::content(&folder.path());
-        files.into_iter().find(|(name, _)| name.ends_with("metrics.jsonl"))
-    });
-    files.map(|(_, text)| text.iter().filter(|&&byte| byte == b'\n').count()).max().unwrap_or(0)
+    let texts = folders.filter_map(|folder| std::fs::read(folder.path().join("metrics.jsonl")).ok());
+    texts.map(|text| text.iter().filter(|&&byte| byte == b'\n').count()).max().unwrap_or(0)
 }
 
 fn losses(place: &Place) -> Vec<f64> {
@@ -300,6 +298,53 @@ fn on_a_cluster_ranks_whose_time_is_nearly_up_save_and_queue_again() {
     there.pipe("logs p.toml train").ends(0).says(&["goes on after step ", "the job's time is nearly up"]);
     here.run();
     same(&there, &here);
+}
+
+#[test]
+fn ranks_are_a_step_of_an_allocation_and_stop_when_they_are_asked() {
+    let Some(allocation) = Allocation::of("--nodes=2 --ntasks=2") else { return };
+    let settings = |ranks: usize| format!("{LONG}ranks = {ranks}\n{NODES}");
+    let (there, here) = (place(&settings(2)), place(&settings(2)));
+    let run = allocation.run(&there).start();
+    until("some steps are made", || steps(&there) > 30);
+    run.signal("INT");
+    let (code, said) = run.wait();
+    assert_eq!(code, Some(75), "{said:?}");
+    assert_eq!((ranks(&there, None), allocation.steps()), (Vec::new(), Vec::new()));
+    allocation.run(&there).ends(0);
+    there.pipe("logs p.toml train").ends(0).says(&["goes on after step "]);
+    there.pipe("show").ends(0).says(&["slurm step", "rank.1.peak memory"]);
+    assert!(allocation.slurm.jobs(&there).is_empty(), "no jobs of their own");
+    here.run();
+    same(&there, &here);
+    let place = place(&settings(4));
+    let job = format!("job {}: n", allocation.job);
+    allocation.run(&place).ends(1).says(&["0 of 2 machines of the allocation have the 2 cpus", &job]);
+}
+
+#[test]
+fn a_step_of_ranks_whose_srun_was_killed_too_keeps_others_out_of_its_folder() {
+    let Some(allocation) = Allocation::of("--nodes=2 --ntasks=2") else { return };
+    let place = place(&format!("{LONG}ranks = 2\n{NODES}").replace("1000", "100000"));
+    let run = allocation.run(&place).start();
+    until("some steps are made", || steps(&place) > 30);
+    let mut pids = within(&place, "srun");
+    assert!(!pids.is_empty());
+    let all = ranks(&place, None);
+    pids.extend(within(&place, "pipe").into_iter().filter(|pid| !all.contains(&pid.parse().unwrap())));
+    let _ = std::process::Command::new("kill").arg("-KILL").args(&pids).status();
+    run.wait();
+    assert!(!ranks(&place, None).is_empty(), "they have nobody who ends them");
+    let next = place.pipe("run p.toml").start();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(ranks(&place, None).len(), 2, "and nobody comes near them");
+    allocation.end_steps();
+    until("the next run goes on", || {
+        place.pipe("logs p.toml train").start().wait().1.out.contains("goes on after step ")
+    });
+    next.signal("KILL");
+    let (_, said) = next.wait();
+    said.says(&[&format!("in job {} of Slurm", allocation.job)]);
 }
 
 /// Rank 1's adapter is the only one there is: the second of one is the first.
