@@ -223,10 +223,8 @@ mod tests {
                 let sums: Vec<f32> = expected.iter().flatten().copied().collect();
                 assert_eq!(flat[mine.clone()], sums[mine.clone()], "rank {} of {size}", me.0);
                 // What is not its own is worth nothing now.
-                let mut index = 0;
-                for x in vectors.iter_mut().flatten() {
+                for (index, x) in vectors.iter_mut().flatten().enumerate() {
                     *x = if mine.contains(&index) { *x } else { f32::NAN };
-                    index += 1;
                 }
                 gather(me, vectors, &own, way);
             });
