@@ -5,6 +5,7 @@
 //! error is the stage's log. A cluster node runs the very same command. It knows nothing of graphs, keys or
 //! the store. A job of several processes is started again as each of them ([`ranks`]).
 
+use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -53,8 +54,10 @@ pub enum Role<'a> {
     Stage,
     /// The same as a step of Slurm: this lock is shared with the runner, and so keeps other runs out on its own.
     Step(&'a Path),
-    /// One of the processes that `mpirun` or `srun` has started on it.
-    Rank,
+    /// Who stands in for ranks that are such a step, begun with these options of `srun`.
+    Ranks(&'a Path, &'a [OsString]),
+    /// One of the processes that `mpirun` or `srun` has started on it; as a step's, with its lock.
+    Rank(Option<&'a Path>),
 }
 
 /// Runs the job and reports. Where this process leads a group, as a runner starts it, the whole group
@@ -64,7 +67,7 @@ pub enum Role<'a> {
 /// If the job file cannot be read, or is not for this program; if another run has a step's lock.
 pub fn exec_stage(path: &Path, role: Role<'_>, registry: &Registry) -> Result<Exit, Error> {
     let failed = |error: StageError| Error::new(Exit::Failed, error.message);
-    let rank = matches!(role, Role::Rank).then(ranks::number).transpose().map_err(failed)?;
+    let rank = matches!(role, Role::Rank(_)).then(ranks::number).transpose().map_err(failed)?;
     let text = std::fs::read(path).map_err(io_at(path))?;
     let job: JobFile = serde_json::from_slice(&text)
         .map_err(|error| Error::new(Exit::Failed, format!("`{}`: {error}", path.display())))?;
@@ -90,10 +93,13 @@ pub fn exec_stage(path: &Path, role: Role<'_>, registry: &Registry) -> Result<Ex
     if follower.is_none() {
         hold_lifeline(Arc::clone(&stop));
     }
-    let _shared = match role {
-        Role::Step(lock) => Some(share(lock)?),
+    let shared = match role {
+        Role::Step(lock) | Role::Rank(Some(lock)) => Some(share(lock)?),
         _ => None,
     };
+    if shared.is_some() && follower.is_none() {
+        tell_place();
+    }
     let run = || {
         let planned = plan(&job, registry)?;
         if rank.is_none() {
@@ -101,13 +107,12 @@ pub fn exec_stage(path: &Path, role: Role<'_>, registry: &Registry) -> Result<Ex
                 reporter.report(Event::Note { text: note });
             }
             let ranks = planned.ranks().unwrap_or(1);
-            if let (Role::Step(_), 2..) = (&role, ranks) {
-                let message = format!("{ranks} ranks cannot be started from within a step of Slurm");
-                return Err(StageError::new(message)
-                    .hint("`--executor slurm`; or in this allocation without `--executor`, alone"));
-            }
             if ranks > 1 {
-                return ranks::lead(path, ranks, &stop, reporter);
+                let step = match role {
+                    Role::Ranks(lock, options) => Some((lock, options)),
+                    _ => None,
+                };
+                return ranks::lead(path, ranks, step, &stop, reporter);
             }
         }
         let (out, work) = (job.out.clone(), job.work.clone());
@@ -121,6 +126,9 @@ pub fn exec_stage(path: &Path, role: Role<'_>, registry: &Registry) -> Result<Ex
         Err(StageError::new(format!("the stage broke off: {text}"))
             .hint("this is a bug of the stage kind; its log says more"))
     });
+    if let Some(rank) = rank {
+        ranks::tell_memory(rank, &Lines);
+    }
     let exit = match result {
         Ok(()) => {
             reporter.report(Event::Finished);
@@ -133,16 +141,17 @@ pub fn exec_stage(path: &Path, role: Role<'_>, registry: &Registry) -> Result<Ex
         }
     };
     match role {
-        Role::Stage => end_group(),
+        Role::Stage | Role::Ranks(..) => end_group(),
         Role::Step(_) => end_others(),
         // A rank that has finished is to end as such for who started it.
-        Role::Rank if exit != Exit::Ok => end_group(),
-        Role::Rank => {}
+        Role::Rank(_) if exit != Exit::Ok => end_group(),
+        Role::Rank(_) => {}
     }
+    drop(shared);
     Ok(exit)
 }
 
-/// Holds the runner's lock as well, and so does all that the stage starts. Tells where it runs.
+/// Holds the runner's lock as well, and so does all that the stage starts.
 fn share(lock: &Path) -> Result<File, Error> {
     let file = File::open(lock).map_err(io_at(lock))?;
     match file.try_lock_shared() {
@@ -154,12 +163,16 @@ fn share(lock: &Path) -> Result<File, Error> {
         }
     }
     fcntl_setfd(&file, FdFlags::empty()).map_err(|error| Error::io(lock, &error.into()))?;
+    Ok(file)
+}
+
+/// Tells where a step runs.
+fn tell_place() {
     let told = |name: &str| std::env::var(name).unwrap_or_default();
     let step = format!("{}.{}", told("SLURM_JOB_ID"), told("SLURM_STEP_ID"));
     for (name, value) in [(steps::STEP, step), ("host", told("SLURMD_NODENAME"))] {
         Lines.report(Event::Provenance { name: name.to_owned(), value });
     }
-    Ok(file)
 }
 
 fn plan(job: &JobFile, registry: &Registry) -> Result<Box<dyn Job>, StageError> {

@@ -457,8 +457,11 @@ pub struct ExecStage {
     #[arg(long, value_name = "LOCK", conflicts_with = "node")]
     pub step: Option<PathBuf>,
     /// As one of the processes that `mpirun` or `srun` has started on it
-    #[arg(long, conflicts_with_all = ["node", "step"])]
+    #[arg(long, conflicts_with = "node")]
     pub rank: bool,
+    /// Start its ranks as such a step, with these options of `srun`
+    #[arg(long, value_name = "OPTION", requires = "step", conflicts_with = "rank", num_args = 1.., allow_hyphen_values = true)]
+    pub srun: Vec<OsString>,
 }
 
 impl ExecStage {
@@ -466,8 +469,9 @@ impl ExecStage {
     #[must_use]
     pub fn role(&self) -> Role<'_> {
         match &self.step {
-            Some(lock) => Role::Step(lock),
-            None if self.rank => Role::Rank,
+            lock if self.rank => Role::Rank(lock.as_deref()),
+            Some(lock) if self.srun.is_empty() => Role::Step(lock),
+            Some(lock) => Role::Ranks(lock, &self.srun),
             None => Role::Stage,
         }
     }

@@ -1,7 +1,8 @@
 //! A job of several processes: the stage's own process starts the ranks and stands in for them.
 //!
 //! In an allocation of Slurm `srun` starts them, where it knows PMIx, as Open MPI since version 3 wants
-//! it; elsewhere `mpirun`. Of what the ranks tell, the first failure counts, whoever has it. A request to
+//! it; elsewhere `mpirun`. Where stages are steps of an allocation, the ranks are one, and whoever stands in
+//! for them is not. Of what the ranks tell, the first failure counts, whoever has it. A request to
 //! stop reaches them as USR1, which both launchers pass on; TERM would have them end the ranks instead.
 //!
 //! The launcher is in a process group of its own and holds the key's lock. Its standard input, which it
@@ -18,7 +19,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use contract::{Event, Reporter, StageError};
+use nix::sys::resource::UsageWho;
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::executor::node;
 
 /// How often is looked whether the job is to stop.
 const TICK: Duration = Duration::from_millis(50);
@@ -35,12 +39,21 @@ pub fn number() -> Result<usize, StageError> {
     told.ok_or_else(|| StageError::new("no rank's number: `--rank` is for `mpirun` and `srun`"))
 }
 
+/// A step to be: the lock that its ranks share, and options of `srun`.
+type Step<'a> = (&'a Path, &'a [OsString]);
+
 /// Starts `count` ranks on the job and passes on what they tell, to their end.
 ///
 /// # Errors
 /// The first failure of a rank, or that one was lost.
-pub fn lead(job: &Path, count: usize, stop: &AtomicBool, to: &dyn Reporter) -> Result<(), StageError> {
-    let (mut launcher, name) = launch(job, count)?;
+pub fn lead(
+    job: &Path,
+    count: usize,
+    step: Option<Step<'_>>,
+    stop: &AtomicBool,
+    to: &dyn Reporter,
+) -> Result<(), StageError> {
+    let (mut launcher, name) = launch(job, count, step)?;
     let lines = read(&mut launcher);
     let (mut ended, mut asked) = (None, false);
     loop {
@@ -75,11 +88,14 @@ pub fn lead(job: &Path, count: usize, stop: &AtomicBool, to: &dyn Reporter) -> R
     }
 }
 
-fn launch(job: &Path, count: usize) -> Result<(Child, &'static str), StageError> {
+fn launch(job: &Path, count: usize, step: Option<Step<'_>>) -> Result<(Child, &'static str), StageError> {
     let program = std::env::current_exe()?;
-    let (name, options) = launcher(count);
+    let (name, options) = launcher(count, step);
     let mut command = Command::new(name);
     command.args(options).arg(program).arg("exec-stage").arg(job).arg("--rank");
+    if let Some((lock, _)) = step {
+        command.arg("--step").arg(lock);
+    }
     if name == "mpirun" {
         // Open MPI's settings as variables: other libraries' `mpirun` does not stumble over them.
         for (setting, value) in [
@@ -105,7 +121,11 @@ fn launch(job: &Path, count: usize) -> Result<(Child, &'static str), StageError>
 }
 
 /// What starts ranks here, with its options.
-fn launcher(count: usize) -> (&'static str, Vec<OsString>) {
+fn launcher(count: usize, step: Option<Step<'_>>) -> (&'static str, Vec<OsString>) {
+    let fixed = ["--mpi=pmix", "--kill-on-bad-exit=1", "--input=0"].map(OsString::from);
+    if let Some((_, options)) = step {
+        return ("srun", [&fixed, options].concat());
+    }
     let slurm = std::env::var_os("SLURM_JOB_ID").is_some() && {
         let known = Command::new("srun").arg("--mpi=list").stdin(Stdio::null()).output();
         known.is_ok_and(|known| [known.stdout, known.stderr].concat().windows(4).any(|word| word == b"pmix"))
@@ -113,9 +133,8 @@ fn launcher(count: usize) -> (&'static str, Vec<OsString>) {
     if !slurm {
         return ("mpirun", vec!["-n".into(), count.to_string().into()]);
     }
-    let mut options =
-        ["--mpi=pmix", "--kill-on-bad-exit=1", "--input=0", "--overlap"].map(OsString::from).to_vec();
-    options.push(format!("--ntasks={count}").into());
+    let mut options = fixed.to_vec();
+    options.extend(["--overlap".into(), format!("--ntasks={count}").into()]);
     // srun does not go by what sbatch was told.
     if let Ok(cpus) = std::env::var("SLURM_CPUS_PER_TASK") {
         options.push(format!("--cpus-per-task={cpus}").into());
@@ -149,6 +168,12 @@ pub fn watch_parent() {
         }
         let _ = kill_process(rustix::process::getpid(), Signal::KILL);
     });
+}
+
+/// Tells how much memory a rank held. Its launcher may be no parent of it, so that nobody else can know.
+pub fn tell_memory(rank: usize, to: &dyn Reporter) {
+    let value = node::shown(node::held(UsageWho::RUSAGE_SELF));
+    to.report(Event::Provenance { name: format!("rank.{rank}.{}", node::PEAK), value });
 }
 
 /// What a rank that does not lead tells: failures by name, the rest to nobody.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use contract::Event;
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -34,6 +35,9 @@ pub const EVENTS: &str = "events.jsonl";
 pub const AGAIN: &str = "again";
 /// How it ended.
 pub const RECORD: &str = "exit.json";
+
+/// What provenance calls the most memory that a process held; of a rank, with its name before it.
+pub const PEAK: &str = "peak memory";
 
 /// How long a signal to the whole job may take to reach this process after the stage has felt it.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -76,7 +80,8 @@ pub struct Record {
     pub ended: String,
     /// How; `cancelled` if its time was up and it could not queue again by itself.
     pub how: Ended,
-    /// The most memory that one of its processes held, in bytes.
+    /// The most memory that one of its processes held, in bytes: where it is several ranks, on whatever
+    /// nodes, the largest of them.
     pub peak_memory: u64,
 }
 
@@ -97,10 +102,12 @@ pub fn run(job: &Path, folder: &Path) -> Result<Exit, Error> {
     remove_tree(&again)?;
     let begun = Begun { job: std::env::var("SLURM_JOB_ID").unwrap_or_default(), host: host(), begun: now() };
     write_json(&folder.join(BEGUN), &begun)?;
-    let how = match stage(job, folder, &order, &signals.stop) {
+    let mut peak_memory = 0;
+    let how = match stage(job, folder, &order, &signals.stop, &mut peak_memory) {
         Ok(how) => how,
         Err(error) => Ended::Failed { message: error.message, hint: error.hint },
     };
+    peak_memory = peak_memory.max(held(UsageWho::RUSAGE_CHILDREN));
     if matches!(how, Ended::Failed { .. }) {
         // A scheduler that ends a job sends TERM to all of its processes at once. Then the stage's own
         // end is no failure of its own; the signal that says so may be a moment behind.
@@ -125,11 +132,12 @@ pub fn run(job: &Path, folder: &Path) -> Result<Exit, Error> {
         Ended::Failed { .. } => Exit::Failed,
         Ended::Cancelled => Exit::Stopped,
     };
-    write_json(&folder.join(RECORD), &Record { begun, ended: now(), how, peak_memory: peak_memory() })?;
+    write_json(&folder.join(RECORD), &Record { begun, ended: now(), how, peak_memory })?;
     Ok(exit)
 }
 
-fn stage(job: &Path, folder: &Path, order: &NodeOrder, stop: &Stop) -> Result<Ended, Error> {
+/// Runs the stage. What ranks say that they held goes into `peak`: they may be no children of this process.
+fn stage(job: &Path, folder: &Path, order: &NodeOrder, stop: &Stop, peak: &mut u64) -> Result<Ended, Error> {
     let path = folder.join("lock");
     let lock = File::create(&path).map_err(io_at(&path))?;
     let path = folder.join(EVENTS);
@@ -146,6 +154,11 @@ fn stage(job: &Path, folder: &Path, order: &NodeOrder, stop: &Stop) -> Result<En
         timeout: order.timeout.map(Duration::from_millis),
     };
     local::run(&launch, stop, |event| {
+        if let Event::Provenance { name, value } = &event
+            && name.ends_with(PEAK)
+        {
+            *peak = bytes(value).unwrap_or(0).max(*peak);
+        }
         let mut line = serde_json::to_string(&event).expect("an event is plain data");
         line.push('\n');
         // Events are for people who watch; a full disk must not hide how the stage ends.
@@ -199,7 +212,32 @@ fn host() -> String {
     slurm.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }
 
-fn peak_memory() -> u64 {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).ok();
+/// The most memory that this process, or one that it has waited for, held, in bytes.
+pub fn held(who: UsageWho) -> u64 {
+    let usage = getrusage(who).ok();
     usage.and_then(|usage| u64::try_from(usage.max_rss()).ok()).unwrap_or(0) * 1024
+}
+
+/// Memory for people.
+pub fn shown(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+/// What [`shown`] showed, to its last digit.
+fn bytes(shown: &str) -> Option<u64> {
+    let (whole, tenths) = shown.strip_suffix(" MB")?.split_once('.')?;
+    Some(whole.parse::<u64>().ok()? * 1_000_000 + tenths.parse::<u64>().ok()? * 100_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_was_shown_is_understood() {
+        for (held, understood) in [(0, 0), (1_234_567_890, 1_234_600_000), (99_950_000, 100_000_000)] {
+            assert_eq!(bytes(&shown(held)), Some(understood), "{}", shown(held));
+        }
+        assert_eq!(bytes("much"), None);
+    }
 }

@@ -276,7 +276,7 @@ fn conclude(job: &Job, record: Record, stop: &Stop, tell: &mut dyn FnMut(Event))
     };
     provenance("slurm job", job.id.clone());
     provenance("host", record.begun.host);
-    provenance("peak memory", format!("{:.1} MB", record.peak_memory as f64 / 1e6));
+    provenance(node::PEAK, node::shown(record.peak_memory));
     match record.how {
         Ended::Cancelled if !stop.asked() => None,
         how => Some(how),

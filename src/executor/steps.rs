@@ -3,7 +3,8 @@
 //! A step costs a twentieth of a second, a batch job a second and a place in the queue. Here `srun` stands
 //! for the stage: its lifeline, events and log pass through it, so that what is said of [`local`] holds
 //! for a step too. One thing does not: if `srun` is killed as well, its step lives on. So the key's lock is
-//! shared with it ([`crate::exec`]), and until it is gone no run comes near its folders.
+//! shared with it ([`crate::exec`]), and until it is gone no run comes near its folders. Of a stage of
+//! several ranks these are the step, and who stands in for them runs here.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -49,15 +50,17 @@ impl Steps {
         Ok(Self { program, allocation: Allocation::of(&job)? })
     }
 
-    /// The command line that becomes the stage.
+    /// The command line that becomes the stage, or starts its ranks.
     fn argv(&self, order: &Order<'_>) -> Vec<String> {
-        let mut argv = vec!["srun".to_owned(), format!("--immediate={PATIENCE}")];
-        argv.push(format!("--job-name={}", order.stage));
-        argv.extend(options(order.resources));
         let text = |path: &Path| path.display().to_string();
-        argv.extend([text(&self.program), "exec-stage".into(), text(order.launch.job)]);
-        argv.extend(["--step".into(), text(&order.lock)]);
-        argv
+        let mut stage = vec![text(&self.program), "exec-stage".into(), text(order.launch.job)];
+        stage.extend(["--step".into(), text(&order.lock)]);
+        let mut step = vec![format!("--immediate={PATIENCE}"), format!("--job-name={}", order.stage)];
+        step.extend(options(order.resources, order.ranks));
+        if order.ranks > 1 {
+            return [stage, vec!["--srun".into()], step].concat();
+        }
+        [vec!["srun".into()], step, stage].concat()
     }
 
     /// Makes the lock one that the step can hold as well. Who wants it for himself still waits, and is told
@@ -103,7 +106,7 @@ impl Executor for Steps {
     }
 
     fn run(&self, order: &Order<'_>, stop: &Stop, tell: &mut dyn FnMut(Event)) -> Result<Ended, Error> {
-        if let Some(why) = self.allocation.refuses(order.resources) {
+        if let Some(why) = self.allocation.refuses(order.resources, order.ranks) {
             return Ok(self.failed(why));
         }
         self.share(order.launch.lock, &order.lock)?;
@@ -130,6 +133,9 @@ impl Executor for Steps {
                 });
             }
             let said = said(launch.log, before);
+            if !said.contains(NO_ROOM) && order.ranks > 1 {
+                return Ok(ended);
+            }
             if !said.contains(NO_ROOM) {
                 return Ok(self.failed(format!("its step did not begin: {}", said.trim())));
             }
@@ -143,11 +149,11 @@ impl Executor for Steps {
 
 /// What a step is given, as options of `srun`. What a stage does not ask for is not taken from others:
 /// without `--mem=0` and `--gres=none` a step would hold all of the job's memory and GPUs.
-fn options(resources: &Resources) -> Vec<String> {
+fn options(resources: &Resources, ranks: usize) -> Vec<String> {
     vec![
         "--exact".into(),
-        "--nodes=1".into(),
-        "--ntasks=1".into(),
+        format!("--nodes={}", resources.nodes.unwrap_or(1)),
+        format!("--ntasks={ranks}"),
         format!("--cpus-per-task={}", resources.cpus.unwrap_or(1)),
         format!("--mem={}M", resources.memory.map_or(0, megabytes)),
         resources.gpus.map_or("--gres=none".into(), |count| format!("--gpus={count}")),
@@ -175,11 +181,13 @@ mod tests {
 
     #[test]
     fn a_step_gets_what_was_asked_for_and_nothing_else() {
-        let line = |resources: &Resources| options(resources).join(" ");
+        let line = |resources: &Resources| options(resources, 1).join(" ");
         let alone = "--exact --nodes=1 --ntasks=1";
         assert_eq!(line(&Resources::default()), format!("{alone} --cpus-per-task=1 --mem=0M --gres=none"));
         let all =
             Resources { cpus: Some(4), memory: Some(2_000_000_000), gpus: Some(2), ..Resources::default() };
         assert_eq!(line(&all), format!("{alone} --cpus-per-task=4 --mem=1908M --gpus=2"));
+        let ranks = options(&Resources { nodes: Some(2), ..Resources::default() }, 4).join(" ");
+        assert_eq!(ranks, "--exact --nodes=2 --ntasks=4 --cpus-per-task=1 --mem=0M --gres=none");
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::place::{Place, processes, until};
 use super::slurm::Cluster;
+use super::steps::{Allocation, within};
 
 const DATA: &str = r#"
 [stages.rows]
@@ -69,11 +70,8 @@ fn ranks(place: &Place, rank: Option<usize>) -> Vec<u32> {
 /// Steps that the training in `place` has in its work folder.
 fn steps(place: &Place) -> usize {
     let folders = std::fs::read_dir(place.path(".pipe/work")).into_iter().flatten().flatten();
-    let files = folders.filter_map(|folder| {
-        let files = super::place::content(&folder.path());
-        files.into_iter().find(|(name, _)| name.ends_with("metrics.jsonl"))
-    });
-    files.map(|(_, text)| text.iter().filter(|&&byte| byte == b'\n').count()).max().unwrap_or(0)
+    let texts = folders.filter_map(|folder| std::fs::read(folder.path().join("metrics.jsonl")).ok());
+    texts.map(|text| text.iter().filter(|&&byte| byte == b'\n').count()).max().unwrap_or(0)
 }
 
 fn losses(place: &Place) -> Vec<f64> {
@@ -115,12 +113,63 @@ fn ranks_make_the_bytes_of_as_many_devices_and_the_figures_of_the_larger_batch()
     }
 }
 
+/// Under mpirun: moments and update shared out change no byte, whoever shares them.
+#[test]
+fn a_shared_out_optimizer_makes_the_bytes_of_one_whatever_it_is_shared_over() {
+    let more = "weight_decay = 0.01\nloraplus_ratio = 4.0\nsave_state = true\n";
+    let with = |ranks: usize, devices: usize, zero: u8| {
+        let settings = format!(
+            "{SHORT}{more}batch_size = {}\nranks = {ranks}\ndevices = {devices}\nzero = {zero}\n",
+            20 / (ranks * devices)
+        );
+        let place = place(&settings);
+        place.run();
+        place
+    };
+    for (ranks, devices) in [(2, 1), (4, 1), (2, 2)] {
+        let shared = with(ranks, devices, 1);
+        if devices == 1 {
+            same(&shared, &with(1, ranks, 1));
+        }
+        same(&shared, &with(ranks, devices, 0));
+    }
+}
+
+/// The loss is scaled, steps whose gradient overflows are left out, and what two ranks have stored goes on
+/// with three, with two devices, and in one place.
+#[test]
+fn a_shared_out_optimizer_in_16_bit_goes_on_elsewhere() {
+    let text = format!(
+        "{DATA}{SHORT}compute_dtype = \"float16\"\nbatch_size = 10\nsave_state = true\n\
+         ranks = 2\nzero = 1\n"
+    );
+    let longer = |name: &str, more: &str| {
+        let stage = "kind = \"train\"\ninputs = { model = \"init\", data = \"tokens\", resume = \"train\" }\n\
+                     method = \"dora\"\nrank = 4\nlr = 0.01\ndevice = \"cpu\"\nbatch_size = 5\nmax_steps = 20\n\
+                     compute_dtype = \"float16\"\n";
+        format!("[stages.{name}]\n{stage}{more}")
+    };
+    let shared = longer("shared", "ranks = 4\nzero = 1\n");
+    let place = Place::new(
+        &[text, shared, longer("devices", "devices = 4\nzero = 1\n"), longer("host", "ranks = 4\n")].concat(),
+    );
+    place.run();
+    let state = |stage: &str| place.output(stage);
+    assert_eq!(state("shared"), state("devices"));
+    assert_eq!(state("shared"), state("host"));
+    let whole = self::place(&format!(
+        "{SHORT}compute_dtype = \"float16\"\nbatch_size = 10\nsave_state = true\nranks = 2\n"
+    ));
+    whole.run();
+    same(&place, &whole);
+}
+
 #[test]
 fn a_lost_rank_stops_all_and_the_next_run_goes_on_from_the_checkpoint() {
     let whole = place(&format!("{LONG}ranks = 2\n"));
     whole.run();
-    for lost in [1, 0] {
-        let place = place(&format!("{LONG}ranks = 2\n"));
+    for (lost, zero) in [(1, 0), (0, 0), (1, 1), (0, 1)] {
+        let place = place(&format!("{LONG}ranks = 2\nzero = {zero}\n"));
         let run = place.pipe("run p.toml").start();
         until("some steps are made", || steps(&place) > 30);
         let [pid] = ranks(&place, Some(lost))[..] else { panic!("one process is rank {lost}") };
@@ -145,17 +194,19 @@ fn a_request_to_stop_has_them_save_and_the_next_run_goes_on() {
     let settings = "max_steps = 2000\nbatch_size = 4\ncheckpoint_every = 2000\nranks = 2\n";
     let whole = place(settings);
     whole.run();
-    let place = place(settings);
-    let run = place.pipe("run p.toml").start();
-    until("some steps are made", || steps(&place) > 30);
-    run.signal("INT");
-    let (code, said) = run.wait();
-    assert_eq!(code, Some(75), "{said:?}");
-    assert_eq!(ranks(&place, None), Vec::<u32>::new());
-    assert!(steps(&place) > 0);
-    place.run();
-    place.pipe("logs p.toml train").ends(0).says(&["goes on after step "]);
-    same(&place, &whole);
+    for zero in ["", "zero = 1\n"] {
+        let place = place(&format!("{settings}{zero}"));
+        let run = place.pipe("run p.toml").start();
+        until("some steps are made", || steps(&place) > 30);
+        run.signal("INT");
+        let (code, said) = run.wait();
+        assert_eq!(code, Some(75), "{said:?}");
+        assert_eq!(ranks(&place, None), Vec::<u32>::new());
+        assert!(steps(&place) > 0);
+        place.run();
+        place.pipe("logs p.toml train").ends(0).says(&["goes on after step "]);
+        same(&place, &whole);
+    }
 }
 
 #[test]
@@ -205,6 +256,121 @@ fn two_nodes_of_a_cluster_make_the_same_bytes() {
     assert!(slurm.ask("scontrol", &["show", "jobs"]).contains("NumNodes=2"));
     here.run();
     same(&there, &here);
+    let said = there.pipe("show").ends(0);
+    let told = said.out.split("\ntrain (ran ").nth(1).unwrap();
+    let [rank_0, rank_1, all] =
+        ["rank.0.peak memory: ", "rank.1.peak memory: ", "peak memory: "].map(|name| {
+            let value = told.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_suffix(" MB"));
+            value.unwrap_or_else(|| panic!("{name} in {told}")).parse::<f64>().unwrap()
+        });
+    assert!(rank_0 > 20.0 && rank_1 > 20.0, "{rank_0} and {rank_1} MB");
+    assert!(
+        (all - rank_0.max(rank_1)).abs() < 0.06,
+        "{all} MB is what the larger of {rank_0} and {rank_1} held"
+    );
+}
+
+#[test]
+fn on_a_cluster_ranks_whose_time_is_nearly_up_save_and_queue_again() {
+    let Some(slurm) = Cluster::up() else { return };
+    // No checkpoint but that of the signal.
+    let settings =
+        format!("max_steps = 2000\nbatch_size = 4\ncheckpoint_every = 2000\nranks = 2\nzero = 1\n{NODES}");
+    let (there, here) = (place(&settings), place(&settings));
+    let run = slurm.run(&there).start();
+    until("some steps are made", || steps(&there) > 30);
+    let jobs = slurm.jobs(&there);
+    let (id, _) = jobs.iter().find(|(_, state)| state == "RUNNING").unwrap();
+    // As Slurm does it two minutes before the limit.
+    slurm.ask("scancel", &["--batch", "--signal=USR1", id]);
+    let queued = |slurm: &Cluster| slurm.jobs(&there).iter().any(|(_, state)| state == "PENDING");
+    until("it queues again", || queued(&slurm));
+    until("its ranks are gone", || ranks(&there, None).is_empty());
+    let before = steps(&there);
+    assert!(before > 0 && before < 2000, "{before} steps");
+    // Slurm lets such a job wait for two minutes, so that its first turn is over for sure.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    slurm.ask("scontrol", &["update", &format!("jobid={id}"), "starttime=now"]);
+    let (code, said) = run.wait();
+    assert_eq!(code, Some(0), "{said:?}");
+    assert_eq!(slurm.jobs(&there).len(), jobs.len(), "the same job, twice begun");
+    assert!(slurm.ask("scontrol", &["show", "job", id]).contains("Restarts=1"));
+    there.pipe("logs p.toml train").ends(0).says(&["goes on after step ", "the job's time is nearly up"]);
+    here.run();
+    same(&there, &here);
+}
+
+#[test]
+fn ranks_are_a_step_of_an_allocation_and_stop_when_they_are_asked() {
+    let Some(allocation) = Allocation::of("--nodes=2 --ntasks=2") else { return };
+    let settings = |ranks: usize| format!("{LONG}ranks = {ranks}\n{NODES}");
+    let (there, here) = (place(&settings(2)), place(&settings(2)));
+    let run = allocation.run(&there).start();
+    until("some steps are made", || steps(&there) > 30);
+    run.signal("INT");
+    let (code, said) = run.wait();
+    assert_eq!(code, Some(75), "{said:?}");
+    assert_eq!((ranks(&there, None), allocation.steps()), (Vec::new(), Vec::new()));
+    allocation.run(&there).ends(0);
+    there.pipe("logs p.toml train").ends(0).says(&["goes on after step "]);
+    there.pipe("show").ends(0).says(&["slurm step", "rank.1.peak memory"]);
+    assert!(allocation.slurm.jobs(&there).is_empty(), "no jobs of their own");
+    here.run();
+    same(&there, &here);
+    let place = place(&settings(4));
+    let job = format!("job {}: n", allocation.job);
+    allocation.run(&place).ends(1).says(&["0 of 2 machines of the allocation have the 2 cpus", &job]);
+}
+
+#[test]
+fn a_step_of_ranks_whose_srun_was_killed_too_keeps_others_out_of_its_folder() {
+    let Some(allocation) = Allocation::of("--nodes=2 --ntasks=2") else { return };
+    let place = place(&format!("{LONG}ranks = 2\n{NODES}").replace("1000", "100000"));
+    let run = allocation.run(&place).start();
+    until("some steps are made", || steps(&place) > 30);
+    let mut pids = within(&place, "srun");
+    assert!(!pids.is_empty());
+    let all = ranks(&place, None);
+    pids.extend(within(&place, "pipe").into_iter().filter(|pid| !all.contains(&pid.parse().unwrap())));
+    let _ = std::process::Command::new("kill").arg("-KILL").args(&pids).status();
+    run.wait();
+    assert!(!ranks(&place, None).is_empty(), "they have nobody who ends them");
+    let next = place.pipe("run p.toml").start();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(ranks(&place, None).len(), 2, "and nobody comes near them");
+    allocation.end_steps();
+    until("the next run goes on", || {
+        place.pipe("logs p.toml train").start().wait().1.out.contains("goes on after step ")
+    });
+    next.signal("KILL");
+    let (_, said) = next.wait();
+    said.says(&[&format!("in job {} of Slurm", allocation.job)]);
+}
+
+/// Rank 1's adapter is the only one there is: the second of one is the first.
+#[test]
+fn ranks_on_software_vulkan_make_the_bytes_of_as_many_devices() {
+    let with = |settings: &str| {
+        let settings = format!("max_steps = 3\nbatch_size = 4\nsave_state = true\n{settings}");
+        let place = Place::new(&format!("{DATA}{settings}").replace("\"cpu\"", "\"software\""));
+        (place.pipe("run p.toml").start().wait(), place)
+    };
+    for zero in ["", "zero = 1\n"] {
+        let ((code, said), ranks) = with(&format!("ranks = 2\n{zero}"));
+        if code != Some(0) && std::env::var("PIPE_REQUIRE_WGPU").as_deref() != Ok("1") {
+            said.says(&["no software Vulkan adapter"]);
+            eprintln!("SKIPPED: no software Vulkan adapter");
+            return;
+        }
+        assert_eq!(code, Some(0), "{said:?}");
+        let log = ranks.pipe("logs p.toml train").ends(0);
+        let on = |rank: &str| log.out.lines().find_map(|line| line.strip_prefix(rank)).unwrap().to_owned();
+        assert_eq!(on("rank 0"), on("rank 1"));
+        assert!(on("rank 1").contains("llvmpipe"), "{}", on("rank 1"));
+        let ((code, said), devices) = with(&format!("devices = 2\n{zero}"));
+        assert_eq!(code, Some(0), "{said:?}");
+        same(&ranks, &devices);
+    }
 }
 
 #[test]

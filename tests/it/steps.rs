@@ -8,14 +8,14 @@ use super::place::{Call, Place, Running, chain, processes, stage, until};
 use super::slurm::Cluster;
 
 /// Machines that a test has for itself.
-struct Allocation {
-    slurm: Arc<Cluster>,
-    job: String,
+pub struct Allocation {
+    pub slurm: Arc<Cluster>,
+    pub job: String,
 }
 
 impl Allocation {
     /// `None`, said aloud, where there cannot be one.
-    fn of(options: &str) -> Option<Self> {
+    pub fn of(options: &str) -> Option<Self> {
         let slurm = Cluster::up()?;
         let mut salloc = Command::new("salloc");
         salloc.args(["--no-shell", "--job-name=steps"]).args(options.split_whitespace());
@@ -30,17 +30,17 @@ impl Allocation {
         self.slurm.pipe(place, command).env("SLURM_JOB_ID", &self.job)
     }
 
-    fn run(&self, place: &Place) -> Call {
+    pub fn run(&self, place: &Place) -> Call {
         self.pipe(place, "run p.toml --executor srun")
     }
 
     /// Numbers of the steps that go on.
-    fn steps(&self) -> Vec<String> {
+    pub fn steps(&self) -> Vec<String> {
         let text = self.slurm.ask("squeue", &["--steps", "--noheader", "--format=%i", "--jobs", &self.job]);
         text.split_whitespace().filter(|step| !step.ends_with("extern")).map(str::to_owned).collect()
     }
 
-    fn end_steps(&self) {
+    pub fn end_steps(&self) {
         self.slurm.ask("scancel", &self.steps().iter().map(|step| &**step).collect::<Vec<_>>());
     }
 }
@@ -60,7 +60,7 @@ fn gated() -> String {
 }
 
 /// The processes called `name` that work in the place's folder.
-fn within(place: &Place, name: &str) -> Vec<String> {
+pub fn within(place: &Place, name: &str) -> Vec<String> {
     let folder = place.path("").canonicalize().unwrap();
     let is_one = |pid: &u32| {
         std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == folder)

@@ -52,18 +52,31 @@ impl Allocation {
         self.shares.iter().map(|share| share.gpus * share.count()).sum()
     }
 
-    /// Why a step with `resources` would never begin.
-    pub fn refuses(&self, resources: &Resources) -> Option<String> {
-        if let Some(nodes) = resources.nodes.filter(|&nodes| nodes > 1) {
+    /// Why a step of `ranks` processes with `resources` would never begin.
+    pub fn refuses(&self, resources: &Resources, ranks: usize) -> Option<String> {
+        let nodes = resources.nodes.unwrap_or(1) as usize;
+        if nodes > ranks {
             return Some(format!(
-                "it asks for {nodes} nodes, and a step gets one: `--executor slurm` makes it a job of its own"
+                "it asks for {nodes} nodes, and a step of one process gets one: `--executor slurm` makes it a job of its own"
             ));
         }
-        (!self.shares.iter().any(|share| share.holds(resources))).then(|| {
-            let mut asked = vec![format!("{} cpus", resources.cpus.unwrap_or(1))];
+        // What each of the machines must have.
+        let tasks = ranks.div_ceil(nodes);
+        let cpus = resources.cpus.unwrap_or(1) as usize * tasks;
+        let gpus = resources.gpus.map_or(0, |gpus| (gpus as usize).div_ceil(nodes));
+        let fit = self.shares.iter().filter(|share| share.holds(cpus, gpus, resources.memory));
+        let found: usize = fit.map(Share::count).sum();
+        (found < nodes).then(|| {
+            let mut asked = vec![format!("{cpus} cpus")];
             asked.extend(resources.memory.map(|bytes| format!("{} MiB of memory", megabytes(bytes))));
-            asked.extend(resources.gpus.map(|gpus| format!("{gpus} gpus")));
-            format!("no machine of the allocation has the {} that it asks for", asked.join(", "))
+            asked.extend(resources.gpus.map(|_| format!("{gpus} gpus")));
+            let asked = asked.join(", ");
+            match nodes {
+                1 => format!("no machine of the allocation has the {asked} that it asks for"),
+                _ => format!(
+                    "{found} of {nodes} machines of the allocation have the {asked} that it asks of each"
+                ),
+            }
         })
     }
 }
@@ -75,10 +88,9 @@ impl Share {
         count(list.split(']').next().unwrap_or_default())
     }
 
-    fn holds(&self, resources: &Resources) -> bool {
-        let fits = |asked: Option<u32>, there: usize| asked.is_none_or(|asked| asked as usize <= there);
-        let memory = resources.memory.is_none_or(|bytes| self.memory == 0 || megabytes(bytes) <= self.memory);
-        fits(resources.cpus, self.cpus) && fits(resources.gpus, self.gpus) && memory
+    fn holds(&self, cpus: usize, gpus: usize, memory: Option<u64>) -> bool {
+        let memory = memory.is_none_or(|bytes| self.memory == 0 || megabytes(bytes) <= self.memory);
+        cpus <= self.cpus && gpus <= self.gpus && memory
     }
 }
 
@@ -160,12 +172,18 @@ mod tests {
             gpus: Some(gpus),
             ..Resources::default()
         };
-        assert_eq!(told().refuses(&asks(3, 400, 2)), None);
-        assert_eq!(told().refuses(&Resources::default()), None);
+        assert_eq!(told().refuses(&asks(3, 400, 2), 1), None);
+        assert_eq!(told().refuses(&Resources::default(), 1), None);
         for refused in [asks(4, 1, 0), asks(1, 401, 0), asks(1, 1, 3)] {
-            assert!(told().refuses(&refused).unwrap().contains("no machine of the allocation"));
+            assert!(told().refuses(&refused, 1).unwrap().contains("no machine of the allocation"));
         }
         let two = Resources { nodes: Some(2), ..Resources::default() };
-        assert!(told().refuses(&two).unwrap().contains("--executor slurm"));
+        assert!(told().refuses(&two, 1).unwrap().contains("--executor slurm"));
+        // Six ranks on three machines of 3 cpus, or on two of them, or on one; four of one cpu on four.
+        let ranks =
+            |ranks, nodes| told().refuses(&Resources { nodes: Some(nodes), ..Resources::default() }, ranks);
+        assert_eq!((ranks(6, 3), ranks(6, 2), ranks(4, 4)), (None, None, None));
+        assert!(ranks(6, 1).unwrap().contains("no machine of the allocation has the 6 cpus"));
+        assert!(ranks(8, 4).unwrap().contains("3 of 4 machines"));
     }
 }

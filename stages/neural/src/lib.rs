@@ -3,7 +3,7 @@
 //! * [`device`]: opening adapters; the only file that names wgpu.
 //! * [`model`]: the Llama family, from a model folder; [`adapter`]: LoRA and DoRA on its layers.
 //! * [`packed_linear`]: products with quantized weights; [`cpu`]: fused operations of the CPU backend.
-//! * [`batch`], [`loss`], [`loss_scale`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`ranks`], [`shards`], [`trainer`],
+//! * [`batch`], [`loss`], [`loss_scale`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`ranks`], [`slabs`], [`shards`], [`trainer`],
 //!   [`state`], [`metrics`], [`tensorboard`], [`watch`], [`sum`]: the parts of training; [`generate`]: greedy generation; [`mod@answer`]: the same for a person.
 //! * [`mod@train`], [`merge`], [`evaluate`]: the stage kinds, thin: load, call the parts, write.
 //!
@@ -31,6 +31,7 @@ pub mod ranks;
 pub mod replicas;
 pub mod schedule;
 pub mod shards;
+pub mod slabs;
 pub mod state;
 pub mod sum;
 pub mod tensorboard;

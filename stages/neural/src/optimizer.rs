@@ -6,7 +6,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::sum::total;
+use crate::sum::{runs, total};
 
 /// Parameters and their moments, all `[n]` in f32.
 #[derive(Clone, Debug)]
@@ -79,11 +79,37 @@ impl AdamW {
     }
 }
 
+/// Gradients of a loss that was multiplied with `scale`, as they are without.
+#[must_use]
+pub fn unscaled(grads: Vec<Tensor<1>>, scale: Option<f64>) -> Vec<Tensor<1>> {
+    let Some(scale) = scale else { return grads };
+    grads.into_iter().map(|grad| grad / scale).collect()
+}
+
+/// Gradients times the factor that shortens them, if any.
+#[must_use]
+pub fn clipped(grads: Vec<Tensor<1>>, factor: Option<&Tensor<1>>) -> Vec<Tensor<1>> {
+    let Some(factor) = factor else { return grads };
+    grads.into_iter().map(|grad| grad * factor.clone()).collect()
+}
+
 /// `‖g‖²` over all of `grads`, as `[1]`, in their order.
 #[must_use]
 pub fn norm_squared(grads: &[Tensor<1>]) -> Tensor<1> {
-    let parts: Vec<_> = grads.iter().map(|g| total(g.clone() * g.clone())).collect();
-    total(Tensor::cat(parts, 0))
+    joined(grads.iter().map(|g| g.clone() * g.clone()))
+}
+
+/// What a piece of a gradient brings to `‖g‖²`: a figure for each run of it.
+#[must_use]
+pub fn squares(g: &Tensor<1>) -> Tensor<1> {
+    runs(g.clone() * g.clone())
+}
+
+/// `‖g‖²`, as `[1]`, from what there is of each gradient, in their order: its squares, or the sums of their
+/// runs.
+#[must_use]
+pub fn joined(squares: impl Iterator<Item = Tensor<1>>) -> Tensor<1> {
+    total(Tensor::cat(squares.map(total).collect(), 0))
 }
 
 /// The factor for every gradient, as `[1]`: `min(1, max_norm / (‖g‖ + 1e-6))`.

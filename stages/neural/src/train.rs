@@ -217,12 +217,6 @@ impl Settings {
                 format!("is {}, and this program was built without MPI: {}", self.ranks, ranks::BUILD),
             ));
         }
-        if self.ranks > 1 && self.zero > 0 {
-            errors.push(ConfigError::new(
-                "zero",
-                "is 1, which is for the devices of one process; over `ranks` it must be 0: rank 0 has the optimizer's state",
-            ));
-        }
         if let Err(error) = crate::device::check_request(&self.device) {
             errors.push(ConfigError::new("device", error.message));
         }

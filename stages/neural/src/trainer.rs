@@ -3,11 +3,11 @@
 //! Knows neither files nor stages. Parameters and moments live as flat vectors on the replica's own
 //! device, or, with several replicas, on the host, where gradients are summed in the replicas'
 //! order and from where all replicas take the new values: they cannot drift apart. The same over
-//! ranks, where it leads ([`crate::ranks`]).
+//! ranks, where it leads ([`crate::ranks`]); or every rank updates a part, and all take it from there.
 
 use std::rc::Rc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 use contract::StageError;
 
 use crate::batch::{Batch, SplitMix64};
@@ -15,12 +15,14 @@ use crate::device;
 use crate::generate;
 use crate::groups::{Layout, Leaf};
 use crate::loss_scale::LossScale;
-use crate::optimizer::{self, AdamW, Slab};
-use crate::ranks::{Order, Ranks};
+use crate::optimizer::{self, AdamW};
+use crate::ranks::{Order, Ranks, Update};
 use crate::replicas::{Share, Team};
 use crate::schedule::Schedule;
-use crate::shards::Optimizer;
+use crate::shards::{self, Optimizer, Part, Shared};
+use crate::slabs::{self, Rates, on_host};
 use crate::state::HostSlab;
+use crate::sum;
 
 /// What the loss of a step is the mean of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +63,7 @@ pub struct Options {
     pub lora_plus: f64,
     /// Scale of the loss at the first step.
     pub loss_scale: LossScale,
-    /// Whether several replicas share out moments and updates (ZeRO-1), in place of the host.
+    /// Whether several replicas, of all ranks, share out moments and updates (ZeRO-1), in place of the host.
     pub zero: bool,
     /// Seed of dropout.
     pub seed: u64,
@@ -84,12 +86,24 @@ pub struct Report {
     pub loss_scale: Option<f64>,
 }
 
+impl Options {
+    /// What learning rate and decay go by.
+    #[must_use]
+    pub fn rates(&self) -> Rates {
+        Rates { lora_plus: self.lora_plus, decay: self.adam.weight_decay > 0.0 }
+    }
+}
+
 /// A model in training.
 pub struct Trainer {
     team: Team,
     ranks: Rc<Ranks>,
     layouts: Vec<Layout>,
     optimizer: Optimizer,
+    /// What each rank updates, where all do.
+    parts: Option<Vec<Vec<Part>>>,
+    /// How much of a sum each rank gets.
+    own: Vec<usize>,
     options: Options,
     scale: LossScale,
     step: u64,
@@ -104,28 +118,22 @@ impl Trainer {
     /// If nothing is trainable, or the device failed.
     pub fn new(mut team: Team, ranks: Rc<Ranks>, options: Options) -> Result<Self, StageError> {
         let host = team.len() > 1 || !ranks.is_alone();
-        let groups = team.first(move |replica| {
-            let (layouts, values): (Vec<_>, Vec<_>) = replica.groups().into_iter().unzip();
-            let values =
-                if host { device::read_all(values)?.into_iter().map(on_host).collect() } else { values };
-            Ok((layouts, values))
-        });
-        let (layouts, values) = groups?;
-        if layouts.is_empty() {
-            return Err(StageError::new("the model has nothing to train"));
-        }
-        let slabs = layouts.iter().zip(values).map(|(layout, params)| {
-            let mut slab = Slab::new(params);
-            let device = slab.params.device();
-            slab.scale = scale(layout, options.lora_plus, &device);
-            slab.decay = decay(layout, options.adam.weight_decay, &device);
-            slab
-        });
-        let slabs = slabs.collect();
-        let shared = options.zero && team.len() > 1;
-        let optimizer = if shared { Optimizer::share(slabs, &mut team)? } else { Optimizer::Whole(slabs) };
+        let (layouts, slabs) = slabs::of(&mut team, options.rates(), host)?;
+        let lengths: Vec<usize> = layouts.iter().map(|layout| layout.len).collect();
+        let parts = ranks.parts(&lengths);
+        let own = ranks.own(&lengths, options.zero);
+        let optimizer = if options.zero && host {
+            Optimizer::Shared(Shared::new(&slabs, parts[0].clone(), &mut team)?)
+        } else {
+            Optimizer::Whole(slabs)
+        };
+        let parts = Some(parts).filter(|_| options.zero && !ranks.is_alone());
         let (scale, step, changing) = (options.loss_scale, 0, false);
-        let mut trainer = Self { team, ranks, optimizer, layouts, options, scale, step, changing };
+        let mut trainer =
+            Self { team, ranks, layouts, optimizer, parts, own, options, scale, step, changing };
+        let values =
+            trainer.parts.is_some().then(|| trainer.optimizer.read(&mut trainer.team)).transpose()?;
+        trainer.place(values.as_deref().unwrap_or_default())?;
         trainer.spread()?;
         Ok(trainer)
     }
@@ -137,10 +145,11 @@ impl Trainer {
     }
 
     /// Whether, where the next step failed, parameters and moments are still those after the last: several
-    /// replicas have them on the host, out of the way of a device that is lost.
+    /// replicas have them on the host, out of the way of a device that is lost. Of other ranks nobody knows
+    /// how far they got.
     #[must_use]
     pub fn survives(&self) -> bool {
-        (self.team.len() > 1 || !self.ranks.is_alone()) && !self.changing
+        (self.team.len() > 1 || !self.ranks.is_alone()) && self.parts.is_none() && !self.changing
     }
 
     /// What is trained.
@@ -159,20 +168,16 @@ impl Trainer {
         let (shares, label_tokens) = self.shares(step, devices)?;
         let scale = self.scale.value();
         let factors: Vec<f64> = shares.iter().flat_map(|share| &share.factors).map(|f| f / scale).collect();
-        let (losses, mut grads) = self.gradients(shares)?;
-        if self.scale.is_dynamic() {
-            grads = grads.into_iter().map(|grad| grad / scale).collect();
-        }
-        let squared = optimizer::norm_squared(&grads);
+        let (losses, grads) = self.gradients(shares)?;
+        let grads = optimizer::unscaled(grads, self.scale.is_dynamic().then_some(scale));
+        let squared = self.norm_squared(&grads)?;
         let overflowed = self.scale.is_dynamic() && !is_finite(squared.clone())?;
-        if self.options.max_grad_norm > 0.0 {
-            let factor = optimizer::clip_factor(squared.clone(), self.options.max_grad_norm);
-            grads = grads.into_iter().map(|grad| grad * factor.clone()).collect();
-        }
+        let most = self.options.max_grad_norm;
+        let clip = (most > 0.0).then(|| optimizer::clip_factor(squared.clone(), most));
         let lr = self.options.schedule.rate(step);
         self.changing = true;
         if !overflowed {
-            self.optimizer.update(self.options.adam, grads, (lr, step), &mut self.team)?;
+            self.update(grads, clip.as_ref(), (lr, step))?;
         }
         let figures = device::read(Tensor::cat(losses.into_iter().chain([squared]).collect(), 0))?;
         let (losses, squared) = figures.split_at(factors.len());
@@ -184,7 +189,11 @@ impl Trainer {
         };
         let loss_scale = self.scale.is_dynamic().then_some(scale);
         (self.step, self.scale) = (step, after);
-        self.spread()?;
+        if self.parts.is_some() {
+            self.take()?;
+        } else {
+            self.spread()?;
+        }
         self.changing = false;
         Ok(Report { step, loss, grad_norm, lr, label_tokens, loss_scale })
     }
@@ -215,7 +224,7 @@ impl Trainer {
         Ok((shares, tokens as u64))
     }
 
-    /// Losses and summed gradients, where the slabs are.
+    /// Losses and summed gradients, where the slabs are; of what this rank updates.
     fn gradients(&mut self, mut shares: Vec<Share>) -> Result<(Vec<Tensor<1>>, Vec<Tensor<1>>), StageError> {
         if let (Team::One(replica), true) = (&mut self.team, self.ranks.is_alone()) {
             let share = shares.into_iter().next().unwrap_or_default();
@@ -225,20 +234,67 @@ impl Trainer {
         let mut rest = shares.split_off(self.team.len().min(shares.len()));
         for rank in self.ranks.followers() {
             let later = rest.split_off(self.team.len().min(rest.len()));
-            self.ranks.order(rank, &Order::Gradients(std::mem::replace(&mut rest, later)))?;
+            let shares = std::mem::replace(&mut rest, later);
+            let scale = self.scale.is_dynamic().then(|| self.scale.value());
+            self.ranks.order(rank, &Order::Gradients { shares, scale })?;
         }
         let (mut losses, mut sums) = self.team.gradients(shares)?;
         if !self.ranks.is_alone() {
             if sums.is_empty() {
                 sums = self.layouts.iter().map(|layout| vec![0.0; layout.len]).collect();
             }
-            self.ranks.sum(&mut sums, true);
+            self.ranks.sum(&mut sums, true, &self.own);
             for rank in self.ranks.followers() {
-                losses.append(&mut self.ranks.figures(rank)?);
+                losses.append(&mut self.ranks.figures(rank));
             }
+        }
+        if let Optimizer::Shared(shared) = &self.optimizer {
+            sums = shared.of(sums);
         }
         let losses = losses.into_iter().map(|loss| on_host(vec![loss])).collect();
         Ok((losses, sums.into_iter().map(on_host).collect()))
+    }
+
+    /// `‖g‖²`, to which every rank brings what it has of the gradient.
+    fn norm_squared(&self, grads: &[Tensor<1>]) -> Result<Tensor<1>, StageError> {
+        if self.parts.is_none() {
+            return Ok(optimizer::norm_squared(grads));
+        }
+        let mut runs = device::read_all(grads.iter().map(optimizer::squares).collect())?.concat();
+        for rank in self.ranks.followers() {
+            runs.append(&mut self.ranks.figures(rank));
+        }
+        let mut runs = runs.into_iter();
+        let mut next = |layout: &Layout| runs.by_ref().take(layout.len.div_ceil(sum::WIDTH)).collect();
+        Ok(optimizer::joined(self.layouts.iter().map(|layout| on_host(next(layout)))))
+    }
+
+    /// Makes step `step` at rate `lr`; where every rank has a part, all have the new parameters then.
+    fn update(
+        &mut self,
+        grads: Vec<Tensor<1>>,
+        clip: Option<&Tensor<1>>,
+        (lr, step): (f64, u64),
+    ) -> Result<(), StageError> {
+        if self.parts.is_some() {
+            let factor = clip.cloned().map(device::read).transpose()?;
+            let clip = factor.and_then(|factor| factor.first().copied()).map(f32::to_bits);
+            for rank in self.ranks.followers() {
+                self.ranks.order(rank, &Order::Update(Update { clip, lr, step }))?;
+            }
+        }
+        let grads = optimizer::clipped(grads, clip);
+        self.optimizer.update(self.options.adam, grads, (lr, step), &mut self.team)?;
+        if let (Some(_), Optimizer::Shared(shared)) = (&self.parts, &mut self.optimizer) {
+            self.ranks.gather(shared.params(), &self.own);
+        }
+        Ok(())
+    }
+
+    /// Gives the parameters to the replicas of this rank.
+    fn take(&mut self) -> Result<(), StageError> {
+        let values = device::read_all(self.optimizer.params())?;
+        self.team.set(values)
     }
 
     /// Gives the parameters to every replica of every rank.
@@ -270,7 +326,7 @@ impl Trainer {
         }
         let mut sums = self.team.losses(own)?;
         for rank in self.ranks.followers() {
-            sums.append(&mut self.ranks.figures(rank)?);
+            sums.append(&mut self.ranks.figures(rank));
         }
         let sum = sums.iter().map(|&sum| f64::from(sum)).sum();
         Ok((sum, batches.iter().map(|batch| batch.targets.len() as u64).sum()))
@@ -314,9 +370,22 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub fn save(&mut self) -> Result<Vec<HostSlab>, StageError> {
-        let values = self.optimizer.read(&mut self.team)?;
+        let mut values = self.optimizer.read(&mut self.team)?;
+        for (rank, part) in self.parts.iter().flatten().enumerate().skip(1) {
+            self.ranks.order(rank, &Order::Give)?;
+            shards::lay(&mut values, part, &self.ranks.figures(rank));
+        }
         let names = self.layouts.iter().map(|layout| layout.name.clone());
         Ok(names.zip(values).map(|(name, values)| HostSlab { name, values }).collect())
+    }
+
+    /// Hands the other ranks their parts.
+    fn place(&self, values: &[shards::Values]) -> Result<(), StageError> {
+        for (rank, part) in self.parts.iter().flatten().enumerate().skip(1) {
+            self.ranks.order(rank, &Order::Place)?;
+            self.ranks.give(rank, &shards::cut(values, part));
+        }
+        Ok(())
     }
 
     /// The scale of the loss for the next step, to be stored.
@@ -343,39 +412,11 @@ impl Trainer {
             };
             values.push(found.values.clone());
         }
+        self.place(&values)?;
         self.optimizer.write(values, &mut self.team)?;
         (self.step, self.scale) = (step, scale);
         self.spread()
     }
-}
-
-/// The factor of the learning rate for each parameter, if it is not 1 for all.
-fn scale(layout: &Layout, lora_plus: f64, device: &Device) -> Option<Tensor<1>> {
-    by_leaf(layout, device, |leaf| if leaf.name.contains(".lora_B.") { lora_plus } else { 1.0 })
-}
-
-/// The factor of the weight decay for each parameter, if it is not 1 for all: biases and norms have none
-/// (transformers `Trainer.get_decay_parameter_names`).
-fn decay(layout: &Layout, weight_decay: f64, device: &Device) -> Option<Tensor<1>> {
-    let spared = |name: &str| {
-        name.ends_with(".bias") || name.ends_with("layernorm.weight") || name == "model.norm.weight"
-    };
-    let factor = |leaf: &Leaf| if spared(&leaf.name) { 0.0 } else { 1.0 };
-    if weight_decay > 0.0 { by_leaf(layout, device, factor) } else { None }
-}
-
-/// One factor for all parameters of a leaf; `None` if they are all 1.
-fn by_leaf(layout: &Layout, device: &Device, factor: impl Fn(&Leaf) -> f64) -> Option<Tensor<1>> {
-    if layout.leaves.iter().all(|leaf| (factor(leaf) - 1.0).abs() < f64::EPSILON) {
-        return None;
-    }
-    let parts = layout.leaves.iter().map(|leaf| Tensor::full([leaf.len()], factor(leaf), device));
-    Some(Tensor::cat(parts.collect(), 0))
-}
-
-fn on_host(values: Vec<f32>) -> Tensor<1> {
-    let length = values.len();
-    Tensor::from_data(TensorData::new(values, [length]), &Device::flex())
 }
 
 fn key(parts: &[u64]) -> u64 {
@@ -404,6 +445,7 @@ fn not_finite(step: u64, loss: f64, grad_norm: f64, scale: LossScale) -> StageEr
 mod tests {
     use std::path::Path;
 
+    use burn::tensor::Device;
     use formats::adapter::AdapterConfig;
 
     use super::*;

@@ -1,103 +1,173 @@
 //! A sum over ranks in a fixed order, at the price of one pass.
 //!
-//! Vectors are cut into chunks. Rank 0 sends its chunks to rank 1, which adds its own and sends on; the
-//! last rank hands each sum back to rank 0, while later chunks are still on their way. A rank sends one
-//! chunk and receives the next at the same time, so the whole takes little longer than sending the vectors
-//! once, for any number of ranks, and no library decides on the order. New values go down the same chain.
+//! Vectors, laid end to end, are cut into chunks. Rank 0 sends its chunks to rank 1, which adds its own and
+//! sends on; the last rank hands each sum to the rank whose it is, while later chunks are still on their
+//! way. A rank sends one chunk and receives the next at the same time, so the whole takes little longer
+//! than sending the vectors once, for any number of ranks, and no library decides on the order. New values
+//! go down the same chain from rank 0 ([`share`]), or around it from whoever has a part of them
+//! ([`gather`]).
 
 /// Elements of a chunk: a megabyte. Larger ones fill the chain later, smaller ones pay more latency.
 const CHUNK: usize = 1 << 18;
 
-/// The way to the rank after this one, and from the one before it. The chain is closed.
-pub trait Neighbours {
-    /// Sends `give` to the next and receives `take` from the one before, at the same time.
-    fn pass(&mut self, give: Option<&[f32]>, take: Option<&mut [f32]>);
+/// The way to other ranks.
+pub trait Way {
+    /// Sends to one rank and receives from another, at the same time.
+    fn pass(&mut self, give: Option<(usize, &[f32])>, take: Option<(usize, &mut [f32])>);
 }
 
-/// A vector in chunks.
-fn chunks(vector: &mut [f32]) -> impl Iterator<Item = &mut [f32]> {
-    vector.chunks_mut(CHUNK)
+/// Which rank of how many.
+pub type Rank = (usize, usize);
+
+/// All chunks, each with the rank whose it is: of the vectors, laid end to end, rank r has the `own[r]`
+/// elements after those of the ranks before it.
+fn chunks<'a>(vectors: &'a mut [Vec<f32>], own: &[usize]) -> Vec<(usize, &'a mut [f32])> {
+    let (mut owner, mut left, mut all) = (0, own.first().copied().unwrap_or(usize::MAX), Vec::new());
+    for vector in vectors {
+        let mut rest = &mut vector[..];
+        while !rest.is_empty() {
+            while left == 0 {
+                owner += 1;
+                left = own.get(owner).copied().unwrap_or(usize::MAX);
+            }
+            let (chunk, later) = rest.split_at_mut(rest.len().min(left).min(CHUNK));
+            left -= chunk.len();
+            all.push((owner, chunk));
+            rest = later;
+        }
+    }
+    all
 }
 
-/// The chain as rank `rank` of `size` plays it. Rank 0's `vectors` become the sums; those of the others
-/// are used up.
-pub fn sum(rank: usize, size: usize, vectors: &mut [Vec<f32>], mine: bool, way: &mut impl Neighbours) {
-    let mut parts: Vec<&mut [f32]> = vectors.iter_mut().flat_map(|vector| chunks(vector)).collect();
+/// The sum as one rank plays it. What is its `own` of `vectors` becomes the sum, the rest is used up. A rank
+/// that has nothing to add (`mine` is false) passes on what comes.
+///
+/// Every turn, each chunk moves one rank on: in turn t rank r sends chunk t − r and receives the next.
+pub fn sum((rank, size): Rank, vectors: &mut [Vec<f32>], mine: bool, own: &[usize], way: &mut impl Way) {
+    let mut parts = chunks(vectors, own);
     if size < 2 || parts.is_empty() {
         return;
     }
-    if rank == 0 {
-        lead(size - 1, &mut parts, way);
-    } else {
-        add(&mut parts, mine, way);
-    }
-}
-
-/// The sum of a chunk comes back `length` turns after the chunk has left.
-fn lead(length: usize, parts: &mut [&mut [f32]], way: &mut impl Neighbours) {
-    for turn in 0..parts.len() + length {
-        let (before, now) = parts.split_at_mut(turn.min(parts.len()));
-        let take = turn.checked_sub(length).and_then(|index| before.get_mut(index));
-        way.pass(now.first().map(|part| &**part), take.map(|part| &mut **part));
+    let (last, mut came) = (size - 1, vec![0.0; if rank > 0 { CHUNK } else { 0 }]);
+    for turn in 0..parts.len() + last {
+        let next = (turn + 1).checked_sub(rank).filter(|&next| rank > 0 && next < parts.len());
+        let length = next.map(|next| parts[next].1.len());
+        let here = turn.saturating_sub(rank).min(parts.len());
+        let (before, now) = parts.split_at_mut(here);
+        let give = now.first().filter(|_| turn >= rank).and_then(|(owner, chunk)| {
+            let to = if rank < last { rank + 1 } else { *owner };
+            (to != rank).then_some((to, &**chunk))
+        });
+        let done = turn.checked_sub(last).and_then(|done| before.get_mut(done));
+        let done = done.filter(|(owner, _)| *owner == rank).map(|(_, chunk)| (last, &mut **chunk));
+        let (Some(next), Some(length)) = (next, length) else {
+            way.pass(give, done);
+            continue;
+        };
+        way.pass(give, Some((rank - 1, &mut came[..length])));
+        if done.is_some() {
+            way.pass(None, done);
+        }
+        let part = &mut parts[next].1;
+        if mine {
+            part.iter_mut().zip(&came).for_each(|(own, came)| *own += came);
+        } else {
+            part.copy_from_slice(&came[..length]);
+        }
     }
 }
 
 /// Gives rank 0's vectors to all ranks, down the same chain.
-pub fn share(rank: usize, size: usize, vectors: &mut [Vec<f32>], way: &mut impl Neighbours) {
-    let mut parts: Vec<&mut [f32]> = vectors.iter_mut().flat_map(|vector| chunks(vector)).collect();
+pub fn share((rank, size): Rank, vectors: &mut [Vec<f32>], way: &mut impl Way) {
+    let mut parts = chunks(vectors, &[]);
     if size < 2 || parts.is_empty() {
         return;
     }
     if rank > 0 {
-        way.pass(None, Some(&mut *parts[0]));
+        way.pass(None, Some((rank - 1, &mut *parts[0].1)));
     }
     for index in 0..parts.len() {
         let (here, later) = parts.split_at_mut(index + 1);
-        let take = later.first_mut().filter(|_| rank > 0);
-        way.pass((rank < size - 1).then_some(&*here[index]), take.map(|part| &mut **part));
+        let give = (rank < size - 1).then_some((rank + 1, &*here[index].1));
+        let take = later.first_mut().filter(|_| rank > 0).map(|(_, part)| (rank - 1, &mut **part));
+        way.pass(give, take);
     }
 }
 
-fn add(parts: &mut [&mut [f32]], mine: bool, way: &mut impl Neighbours) {
-    let mut came = vec![0.0; CHUNK];
-    way.pass(None, Some(&mut came[..parts[0].len()]));
-    for index in 0..parts.len() {
-        let part = &mut parts[index];
-        if mine {
-            part.iter_mut().zip(&came).for_each(|(own, came)| *own += came);
-        } else {
-            part.copy_from_slice(&came[..part.len()]);
+/// Gives every rank's `own` of the vectors to all: around the closed chain, each passes on what it got last.
+pub fn gather((rank, size): Rank, vectors: &mut [Vec<f32>], own: &[usize], way: &mut impl Way) {
+    let mut parts: Vec<Vec<&mut [f32]>> = (0..size).map(|_| Vec::new()).collect();
+    for (owner, chunk) in chunks(vectors, own) {
+        parts[owner].push(chunk);
+    }
+    let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
+    for round in 0..size - 1 {
+        let (have, get) = ((rank + size - round) % size, (before + size - round) % size);
+        let mut gets = std::mem::take(&mut parts[get]);
+        for index in 0..gets.len().max(parts[have].len()) {
+            let give = parts[have].get(index).map(|chunk| (next, &**chunk));
+            way.pass(give, gets.get_mut(index).map(|chunk| (before, &mut **chunk)));
         }
-        let take = parts.get(index + 1).map(|next| next.len()).map(|length| &mut came[..length]);
-        way.pass(Some(&*parts[index]), take);
+        parts[get] = gets;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
     use super::*;
     use crate::batch::SplitMix64;
 
     /// Between threads, and as strict as MPI may be: a send ends when it is received.
+    #[derive(Default)]
     struct Threads {
-        next: SyncSender<Vec<f32>>,
-        before: Receiver<Vec<f32>>,
+        to: HashMap<usize, SyncSender<Vec<f32>>>,
+        from: HashMap<usize, Receiver<Vec<f32>>>,
+        /// Elements sent.
+        sent: usize,
     }
 
-    impl Neighbours for Threads {
-        fn pass(&mut self, give: Option<&[f32]>, take: Option<&mut [f32]>) {
-            let Self { next, before } = self;
+    impl Way for Threads {
+        fn pass(&mut self, give: Option<(usize, &[f32])>, take: Option<(usize, &mut [f32])>) {
+            let Self { to, from, sent } = self;
             std::thread::scope(|scope| {
-                if let Some(give) = give {
-                    scope.spawn(|| next.send(give.to_vec()).unwrap());
+                if let Some((rank, give)) = give {
+                    *sent += give.len();
+                    let to = &to[&rank];
+                    scope.spawn(|| to.send(give.to_vec()).unwrap());
                 }
-                if let Some(take) = take {
-                    take.copy_from_slice(&before.recv().unwrap());
+                if let Some((rank, take)) = take {
+                    take.copy_from_slice(&from[&rank].recv().unwrap());
                 }
             });
         }
+    }
+
+    /// Has each of `size` ranks do `job` with its vectors; what they then have, and how much each has sent.
+    fn together<J>(size: usize, lengths: &[usize], job: J) -> Vec<(Vec<Vec<f32>>, usize)>
+    where
+        J: Fn(Rank, &mut [Vec<f32>], &mut Threads) + Sync,
+    {
+        let mut ways: Vec<Threads> = (0..size).map(|_| Threads::default()).collect();
+        for (from, to) in (0..size).flat_map(|from| (0..size).map(move |to| (from, to))) {
+            let (sender, receiver) = sync_channel(0);
+            ways[from].to.insert(to, sender);
+            ways[to].from.insert(from, receiver);
+        }
+        let job = &job;
+        std::thread::scope(|scope| {
+            let ranks = ways.into_iter().enumerate().map(|(rank, mut way)| {
+                scope.spawn(move || {
+                    let mut own = vectors(rank, lengths);
+                    job((rank, size), &mut own, &mut way);
+                    (own, way.sent)
+                })
+            });
+            let ranks: Vec<_> = ranks.collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
     }
 
     fn vectors(rank: usize, lengths: &[usize]) -> Vec<Vec<f32>> {
@@ -106,30 +176,72 @@ mod tests {
         lengths.iter().map(|&length| (0..length).map(|_| number()).collect()).collect()
     }
 
+    /// A rank that has nothing to add, where there is such a one.
+    const IDLE: usize = 2;
+
+    fn expected(size: usize, lengths: &[usize]) -> Vec<Vec<f32>> {
+        let mut sums = vectors(0, lengths);
+        for rank in (1..size).filter(|&rank| rank != IDLE) {
+            let own = vectors(rank, lengths);
+            sums.iter_mut().flatten().zip(own.iter().flatten()).for_each(|(sum, x)| *sum += x);
+        }
+        sums
+    }
+
     #[test]
     fn the_sum_is_in_the_order_of_the_ranks_and_reaches_all() {
         for (size, lengths) in
             [(2, vec![5]), (3, vec![CHUNK + 3, 0, 7]), (5, vec![3 * CHUNK, 1]), (4, vec![])]
         {
-            let (senders, mut receivers): (Vec<_>, Vec<_>) = (0..size).map(|_| sync_channel(0)).unzip();
-            let idle = 2;
-            receivers.rotate_right(1);
-            let ranks = senders.into_iter().zip(receivers).enumerate().map(|(rank, (next, before))| {
-                let mut own = vectors(rank, &lengths);
-                std::thread::spawn(move || {
-                    let mut way = Threads { next, before };
-                    sum(rank, size, &mut own, rank != idle, &mut way);
-                    share(rank, size, &mut own, &mut way);
-                    own
-                })
+            let all = [lengths.iter().sum()];
+            let ranks = together(size, &lengths, |me, vectors, way| {
+                sum(me, vectors, me.0 != IDLE, &all, way);
+                share(me, vectors, way);
             });
-            let ranks: Vec<_> = ranks.collect::<Vec<_>>().into_iter().map(|r| r.join().unwrap()).collect();
-            let mut expected = vectors(0, &lengths);
-            for rank in (1..size).filter(|&rank| rank != idle) {
-                let own = vectors(rank, &lengths);
-                expected.iter_mut().flatten().zip(own.iter().flatten()).for_each(|(sum, x)| *sum += x);
-            }
-            assert!(ranks.iter().all(|sums| *sums == expected), "{size} ranks");
+            let expected = expected(size, &lengths);
+            assert!(ranks.iter().all(|(sums, _)| *sums == expected), "{size} ranks");
         }
+    }
+
+    #[test]
+    fn every_rank_gets_the_sum_of_its_own_and_then_all_of_it() {
+        let thirds = |length: usize| vec![length / 3, length / 3, length - 2 * (length / 3)];
+        for (size, lengths, own) in [
+            (2, vec![5], vec![2, 3]),
+            (3, vec![CHUNK + 3, 0, 7], thirds(CHUNK + 10)),
+            (3, vec![9 * CHUNK + 1], thirds(9 * CHUNK + 1)),
+            (5, vec![3 * CHUNK, 1], vec![0, 2 * CHUNK + 9, 0, CHUNK - 8, 0]),
+            (4, vec![2, 1], vec![1, 0, 0, 2]),
+            (2, vec![], vec![0, 0]),
+        ] {
+            let expected = expected(size, &lengths);
+            let ranks = together(size, &lengths, |me, vectors, way| {
+                sum(me, vectors, me.0 != IDLE, &own, way);
+                let start = own[..me.0].iter().sum::<usize>();
+                let mine = start..start + own[me.0];
+                let flat: Vec<f32> = vectors.iter().flatten().copied().collect();
+                let sums: Vec<f32> = expected.iter().flatten().copied().collect();
+                assert_eq!(flat[mine.clone()], sums[mine.clone()], "rank {} of {size}", me.0);
+                // What is not its own is worth nothing now.
+                for (index, x) in vectors.iter_mut().flatten().enumerate() {
+                    *x = if mine.contains(&index) { *x } else { f32::NAN };
+                }
+                gather(me, vectors, &own, way);
+            });
+            assert!(ranks.iter().all(|(sums, _)| *sums == expected), "{size} ranks");
+        }
+    }
+
+    #[test]
+    fn no_rank_sends_more_than_twice_what_there_is() {
+        let (length, size) = (8 * CHUNK, 4);
+        let own = [length / size; 4];
+        let ranks = together(size, &[length], |me, vectors, way| {
+            sum(me, vectors, true, &own, way);
+            gather(me, vectors, &own, way);
+        });
+        let sent: Vec<usize> = ranks.into_iter().map(|(_, sent)| sent).collect();
+        // The last one hands out sums in place of passing on.
+        assert_eq!(sent, [length / 4 * 7, length / 4 * 7, length / 4 * 7, length / 4 * 6]);
     }
 }

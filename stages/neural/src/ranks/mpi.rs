@@ -15,7 +15,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, Destination, Source};
 use mpi::{Tag, Threading};
 
-use super::{Neighbours, Place};
+use super::{Place, Way};
 
 /// Orders and answers.
 const WORDS: Tag = 1;
@@ -76,19 +76,18 @@ impl Link {
     }
 }
 
-impl Neighbours for &Link {
-    fn pass(&mut self, give: Option<&[f32]>, take: Option<&mut [f32]>) {
-        let (rank, size) = (self.world.rank(), self.world.size());
-        let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
-        let (to, from) = (self.world.process_at_rank(next), self.world.process_at_rank(before));
+impl Way for &Link {
+    fn pass(&mut self, give: Option<(usize, &[f32])>, take: Option<(usize, &mut [f32])>) {
+        let process = |rank: usize| self.world.process_at_rank(raw(rank));
         match (give, take) {
-            (Some(give), Some(take)) => {
+            (Some((to, give)), Some((from, take))) => {
+                let (to, from) = (process(to), process(from));
                 let _ = send_receive_into_with_tags(give, &to, SUMS, take, &from, SUMS);
             }
-            (Some(give), None) => to.send_with_tag(give, SUMS),
-            (None, Some(take)) => {
-                self.wait(before, SUMS);
-                from.receive_into_with_tag(take, SUMS);
+            (Some((to, give)), None) => process(to).send_with_tag(give, SUMS),
+            (None, Some((from, take))) => {
+                self.wait(raw(from), SUMS);
+                process(from).receive_into_with_tag(take, SUMS);
             }
             (None, None) => {}
         }

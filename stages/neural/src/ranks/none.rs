@@ -2,7 +2,7 @@
 
 use contract::StageError;
 
-use super::{BUILD, Neighbours, Place};
+use super::{BUILD, Place, Way};
 
 /// There is none.
 pub enum Link {}
@@ -25,8 +25,8 @@ impl Link {
     }
 }
 
-impl Neighbours for &Link {
-    fn pass(&mut self, _give: Option<&[f32]>, _take: Option<&mut [f32]>) {
+impl Way for &Link {
+    fn pass(&mut self, _give: Option<(usize, &[f32])>, _take: Option<(usize, &mut [f32])>) {
         match **self {}
     }
 }

@@ -242,7 +242,7 @@ pub const PARAMS: &[Param] = &[
         "zero",
         Type::Int { min: 0, max: 1 },
         Default::Int(0),
-        "1: several devices share out the optimizer's state and work (ZeRO-1, arXiv 1910.02054); 0: the host has it",
+        "1: the devices of all ranks share out the optimizer's state and work (ZeRO-1, arXiv 1910.02054); 0: the host, that of rank 0, has it",
     ),
     Param::new(
         "memory_limit",

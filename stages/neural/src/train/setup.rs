@@ -95,7 +95,9 @@ pub fn follow(settings: &Settings, ranks: &Ranks, ctx: &Context<'_>) -> Result<(
     check_memory(settings, &opened, ranks, ctx)?;
     let mut team = team(settings, &model, &start, &opened, None)?;
     let greeting = greeting(&mut team, &opened)?;
-    ranks::follow(ranks, team, &greeting)
+    // The schedule is rank 0's to follow.
+    let options = settings.options(0);
+    ranks::follow(ranks, team, &greeting, options.zero.then(|| (options.adam, options.rates())))
 }
 
 /// A replica on each device; the first tries `probe` with a fresh adapter.
