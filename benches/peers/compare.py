@@ -9,7 +9,7 @@
 Prints one Markdown table: median of our side, of the peer, and of the pairs' ratios with the smallest and the
 largest ratio, and how much of the machine others used meanwhile (it should be 0).
 """
-import argparse, json, os, pathlib, platform, shutil, statistics, subprocess, sys, tempfile, time
+import argparse, itertools, json, os, pathlib, platform, shutil, statistics, subprocess, sys, tempfile, time
 
 HERE = pathlib.Path(__file__).resolve().parent
 arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -18,12 +18,13 @@ arguments.add_argument("--python")
 arguments.add_argument("--data", type=pathlib.Path)
 arguments.add_argument("--only", choices=["step", "generate", "tokenize", "quantize"], action="append")
 arguments.add_argument("--shape", choices=["24m", "134m"], action="append", help="of `step` and `generate`")
+arguments.add_argument("--base", choices=["f32", "nf4"], action="append", help="of `step`; with nf4 the peer is PEFT with bitsandbytes")
 arguments.add_argument("--pairs", type=int, default=5)
 arguments.add_argument("--layers", type=int, default=4, help="of the 7B shape that is quantized")
 arguments.add_argument("--dir", help="for work folders, on a real disk")
 a = arguments.parse_args()
 pipe = pathlib.Path(a.pipe).resolve()
-shapes = a.shape or ["24m", "134m"]
+shapes, bases = a.shape or ["24m", "134m"], a.base or ["f32", "nf4"]
 scratch = pathlib.Path(tempfile.mkdtemp(dir=a.dir or "/var/tmp"))
 
 
@@ -76,15 +77,15 @@ def pairs(what, unit, goal, ours, theirs, of):
 
 
 def step():
-    speed = {}
-    for shape in shapes:
-        steps = {"24m": 8, "134m": 4}[shape]
+    for shape, base in itertools.product(shapes, bases):
+        steps, packed, speed = {"24m": 8, "134m": 4}[shape], ["--nf4"] if base == "nf4" else [], {}
         for method, goal in [("lora", "≥ 1.2"), ("dora", "≥ 1.4")]:
-            speed[shape, method] = pairs(
-                f"{method} step, {shape}", "tokens/s", goal, lambda: bench("--shape", shape, "--method", method, "--steps", steps),
-                lambda: peer("peft_step.py", shape, method, steps), lambda x: x["tokens_per_s"])
-        ours, theirs = (speed[shape, "lora"][side] / speed[shape, "dora"][side] for side in (0, 1))
-        rows.append([f"time of a DoRA step : LoRA step, {shape}", f"{ours:.2f}", f"{theirs:.2f}", "", "≤ 1.05", "", ""])
+            speed[method] = pairs(
+                f"{method} step, {shape}, {base} base", "tokens/s", goal if base == "f32" else "",
+                lambda: bench("--shape", shape, "--method", method, "--steps", steps, *packed),
+                lambda: peer("peft_step.py", shape, method, steps, base), lambda x: x["tokens_per_s"])
+        ours, theirs = (speed["lora"][side] / speed["dora"][side] for side in (0, 1))
+        rows.append([f"time of a DoRA step : LoRA step, {shape}, {base} base", f"{ours:.2f}", f"{theirs:.2f}", "", "≤ 1.05", "", ""])
 
 
 def generate():

@@ -1,6 +1,6 @@
 """A LoRA or DoRA training step of PEFT (forward, backward, clip, AdamW) on the CPU, f32, random weights and ids.
 
-Usage: peft_step.py SHAPE METHOD STEPS [WARMUP]      SHAPE is 24m or 134m, METHOD lora or dora
+Usage: peft_step.py SHAPE METHOD STEPS [BASE]      SHAPE is 24m or 134m, METHOD lora or dora, BASE f32 or nf4 (by bitsandbytes)
 Prints one line of JSON, as `cargo bench --bench model_speed` does.
 """
 import json, os, resource, statistics, sys, time, warnings
@@ -12,12 +12,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 SHAPES = {"24m": (288, 6, 6, 768, 4), "134m": (768, 12, 12, 2048, 2)}
 shape, method, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-warmup = int(sys.argv[4]) if len(sys.argv) > 4 else 2
+base, warmup = sys.argv[4] if len(sys.argv) > 4 else "f32", 2
 hidden, layers, heads, intermediate, batch = SHAPES[shape]
 torch.manual_seed(0)
 config = LlamaConfig(vocab_size=32000, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
                      intermediate_size=intermediate, max_position_embeddings=256, tie_word_embeddings=False, use_cache=False)
 model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa").float()
+if base == "nf4":
+    import bitsandbytes as bnb
+
+    for path, linear in list(model.model.named_modules()):
+        if isinstance(linear, torch.nn.Linear):
+            packed = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32,
+                                       compress_statistics=False, quant_type="nf4")
+            packed.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, compress_statistics=False, quant_type="nf4")
+            parent, name = path.rsplit(".", 1)
+            setattr(model.model.get_submodule(parent), name, packed.to("cpu"))
+    model.is_loaded_in_4bit = True
 targets = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets, lora_dropout=0.0, use_dora=method == "dora", task_type="CAUSAL_LM"))
 trained = [p for p in model.parameters() if p.requires_grad]
