@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
+use std::thread::Scope;
 use std::time::Duration;
 
 use super::{Fetched, Remote, Send, Trouble};
@@ -19,8 +20,11 @@ use crate::runner::tasks;
 use crate::schedule::{Action as Do, Ending, Schedule, State, Task};
 use crate::store::{Action, Entry, Prepared, Store};
 
-/// How many results are under way at a time: each is three answers waited for, and little work.
+/// How many results are fetched or sent at a time: each is three answers waited for, and little work.
 const AT_ONCE: usize = 128;
+
+/// How many are under way at a time: while some are fetched, others that have arrived are stored.
+const UNDER_WAY: usize = 3 * AT_ONCE;
 
 /// What was moved.
 #[derive(Clone, Debug, Default)]
@@ -75,18 +79,19 @@ pub fn pull(
     let mut moved = Moved::default();
     let (arrivals, arrived) = channel();
     let (here, absent) = std::thread::scope(|scope| {
-        scope.spawn(|| store_together(arrived));
+        let storing = scope.spawn(move || store_together(scope, &arrived));
         let ask = move |task, fields: &KeyFields, answers: &Answers| {
             fetch(task, fields, store, remote, stop, answers, &arrivals)
         };
-        play(pipeline, store, forced, stop, ask, |id, answer| {
+        let played = play(pipeline, store, forced, stop, ask, |id, answer| {
             moved.troubles.extend(answer.trouble.map(|trouble| (id.clone(), trouble)));
             moved.moved += usize::from(answer.fetched);
             moved.present += usize::from(!answer.fetched && answer.action.is_some());
             if let (true, Some(action)) = (answer.fetched, answer.action) {
                 moved.bytes += store.objects.manifest(&action.object).map_or(0, |manifest| manifest.size());
             }
-        })
+        });
+        storing.join().expect("storing does not panic").and(played)
     })?;
     moved.present += here;
     moved.absent = absent;
@@ -133,7 +138,7 @@ fn play(
     let ask = &ask;
     let mut here = 0;
     let alike = tasks(pipeline).into_iter().map(|task| Task { pool: String::new(), width: 1, ..task });
-    let pools = BTreeMap::from([(String::new(), AT_ONCE)]);
+    let pools = BTreeMap::from([(String::new(), UNDER_WAY)]);
     let mut schedule = Schedule::new(alike.collect(), &pools, true);
     let mut known: HashMap<StageId, Digest> = HashMap::new();
     let mut asked: HashMap<usize, KeyFields> = HashMap::new();
@@ -188,7 +193,7 @@ fn play(
                     }
                     Do::Start(task, _) => {
                         under_way += 1;
-                        if under_way > workers {
+                        if under_way > workers && workers < AT_ONCE {
                             scope.spawn(work);
                             workers += 1;
                         }
@@ -245,8 +250,13 @@ fn fetch(
     Ok(())
 }
 
-/// Stores what arrives, each time all that has arrived meanwhile, and answers for it.
-fn store_together(arrived: Receiver<Arrival>) {
+/// Stores what arrives, each time all that has arrived meanwhile, and answers for it. What is left to do then
+/// is done beside the next ones' storing.
+fn store_together<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    arrived: &Receiver<Arrival>,
+) -> Result<(), Error> {
+    let mut rests = Vec::new();
     while let Ok(first) = arrived.recv() {
         let mut waiting = Vec::new();
         let results = std::iter::once(first).chain(arrived.try_iter()).map(|arrival| {
@@ -254,18 +264,18 @@ fn store_together(arrived: Receiver<Arrival>) {
             waiting.push((task, key, answers));
             result
         });
-        let outcome = Prepared::store_all(results.collect()).and_then(|(actions, rest)| {
-            for ((task, key, answers), action) in waiting.iter().zip(actions) {
-                let action = Some(Box::new(action));
-                let answer = Answer { task: *task, key: *key, action, fetched: true, trouble: None };
-                drop(answers.send(Ok(answer)));
+        match Prepared::store_all(results.collect()) {
+            Ok((actions, rest)) => {
+                for ((task, key, answers), action) in waiting.into_iter().zip(actions) {
+                    let action = Some(Box::new(action));
+                    drop(answers.send(Ok(Answer { task, key, action, fetched: true, trouble: None })));
+                }
+                rests.push(scope.spawn(|| rest.finish()));
             }
-            rest.finish()
-        });
-        if let (Err(error), Some((_, _, answers))) = (outcome, waiting.first()) {
-            drop(answers.send(Err(error)));
+            Err(error) => drop(waiting[0].2.send(Err(error))),
         }
     }
+    rests.into_iter().try_for_each(|rest| rest.join().expect("flushing does not panic"))
 }
 
 /// Sends the stored results of `planned` that are not there.

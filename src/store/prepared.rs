@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::{Action, Slot, files};
 use crate::error::{Error, io_at};
@@ -22,7 +22,7 @@ pub struct Prepared {
     slot: Slot,
     action: Action,
     /// The action's file, without its name yet.
-    beside: NamedTempFile,
+    beside: TempPath,
     unflushed: Vec<PathBuf>,
 }
 
@@ -33,7 +33,8 @@ impl Prepared {
         let mut beside = NamedTempFile::new_in(&folder).map_err(io_at(&folder))?;
         beside.write_all(action.to_text().as_bytes()).map_err(io_at(beside.path()))?;
         point("commit: written");
-        unflushed.push(beside.path().to_owned());
+        let beside = beside.into_temp_path();
+        unflushed.push(beside.to_path_buf());
         Ok(Self { slot, action, beside, unflushed })
     }
 
