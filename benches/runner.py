@@ -4,8 +4,9 @@
     cargo build --release --no-default-features
     python3 benches/runner.py target/release/pipe              # no network, some minutes
     python3 benches/runner.py target/release/pipe --peers      # installs benches/peers/requirements.txt into a venv
-    python3 benches/runner.py target/release/pipe --only noop  # one group: noop, plan, overhead, hash, large, steps, none
+    python3 benches/runner.py target/release/pipe --only noop  # one group: noop, plan, overhead, hash, large, steps, reattach, none
     python3 benches/runner.py target/release/pipe --only steps # as root, with slurm-wlm and munge: starts a Slurm of its own
+    python3 benches/runner.py target/release/pipe --only reattach # the same
 
 Prints one Markdown table: median and best of the repetitions, the goal, and the load when it started.
 Work folders go to --dir (a real disk: flushes are part of what is measured) and are removed.
@@ -17,10 +18,12 @@ import os
 import platform
 import shutil
 import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 TRIVIAL = "echo {i} > $OUT/x"
@@ -153,6 +156,18 @@ def large(args, table):
     table.add(f"`plan`, {stages} stages, all stored", times, "s", "≤ 1 s")
 
 
+@contextmanager
+def slurm(args):
+    """The two-node Slurm of the tests, and the environment in which it is found."""
+    scripts = Path(__file__).resolve().parent.parent / "tests" / "slurm"
+    cluster = place(args, "slurm")
+    subprocess.run([scripts / "start.sh", cluster, "24817"], check=True, stdout=subprocess.DEVNULL)
+    try:
+        yield {**os.environ, "SLURM_CONF": str(cluster / "slurm.conf")}
+    finally:
+        subprocess.run([scripts / "stop.sh", cluster], check=False)
+
+
 def steps(args, table):
     """200 trivial stages as steps of one allocation, on the two-node Slurm of the tests."""
     stages = 200
@@ -160,11 +175,7 @@ def steps(args, table):
     # Without inputs: all of them may run side by side.
     text = [f'[stages.s{i}]\nkind = "command"\nargv = ["sh", "-c", "{TRIVIAL.format(i=i)}"]\n' for i in range(stages)]
     (folder / "p.toml").write_text("".join(text))
-    scripts = Path(__file__).resolve().parent.parent / "tests" / "slurm"
-    cluster = place(args, "slurm")
-    subprocess.run([scripts / "start.sh", cluster, "24817"], check=True, stdout=subprocess.DEVNULL)
-    env = {**os.environ, "SLURM_CONF": str(cluster / "slurm.conf")}
-    try:
+    with slurm(args) as env:
         bare = "for i in $(seq 50); do srun --exact -N1 -n1 --mem=0 --gres=none true; done"
         seconds = call(["salloc", "-Q", "-N1", "-n1", "sh", "-c", bare], folder, env)[0]
         table.add("`srun true` alone, in an allocation", [seconds / 50], "ms", scale=1e3)
@@ -176,8 +187,53 @@ def steps(args, table):
                 assert f"{stages} ran" in said, said
                 times.append(seconds / stages)
             table.add(f"{stages} short stages as steps, {name}, per stage", times, "ms", "≤ 150 ms", 1e3)
-    finally:
-        subprocess.run([scripts / "stop.sh", cluster], check=False)
+
+
+def reattach(args, table):
+    """A run of 1,000 jobs is killed and started again: how long until it has found each of them, by what it says."""
+    jobs = args.jobs
+    folder = place(args, "reattach")
+    wait = f"until [ -e {folder}/go ]; do sleep 1; done; "
+    text = [f'[stages.s{i}]\nkind = "command"\nargv = ["sh", "-c", "{wait}{TRIVIAL.format(i=i)}"]\n' for i in range(jobs)]
+    (folder / "p.toml").write_text("".join(text))
+
+    with slurm(args) as env:
+        def until_said(what):
+            """Starts the run and waits until it has said `what` of every job. The run, and the seconds."""
+            start = time.perf_counter()
+            command = [args.pipe, "run", "p.toml", "--executor", "slurm"]
+            run = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            left, said = jobs, []
+            for line in run.stderr:
+                said.append(line)
+                left -= what in line
+                if left == 0:
+                    return run, time.perf_counter() - start
+            sys.exit(f"`{what}` was not said of {left} jobs:\n{''.join(said[-20:])}")
+
+        def end(run, how):
+            run.send_signal(how)
+            run.stderr.close()
+            run.wait()
+
+        run, seconds = until_said("of Slurm")
+        table.add(f"{jobs} jobs submitted, per job", [seconds / jobs], "ms", scale=1e3)
+        end(run, signal.SIGKILL)
+        listing = ["squeue", "--noheader", "--states=all", "--format=%i"]
+        times = []
+        for _ in range(3):
+            run, seconds = until_said("goes on with job")
+            end(run, signal.SIGKILL)
+            times.append(seconds)
+            count = len(subprocess.run(listing, env=env, check=True, capture_output=True, text=True).stdout.split())
+            assert count == jobs, f"{count} jobs for {jobs} stages"
+        squeue = [call(listing, folder, env)[0] for _ in range(5)]
+        subprocess.run(["scancel", "--me", "--state=PENDING"], env=env, check=True)
+        (folder / "go").touch()
+        while subprocess.run(["squeue", "--noheader"], env=env, check=True, capture_output=True).stdout:
+            time.sleep(0.2)
+        table.add(f"`squeue` alone, {jobs} jobs", squeue, "ms", scale=1e3)
+        table.add(f"run killed and started again, until it goes on with all of {jobs} jobs", times, "s", "≤ 3 s")
 
 
 def peers(args, table):
@@ -222,13 +278,18 @@ def snakemake(folder, stages, _env):
     (folder / "Snakefile").write_text("".join(text))
 
 
+GROUPS = {"noop": noop, "plan": plan, "overhead": overhead, "hash": hashing, "large": large, "steps": steps, "reattach": reattach}
+NEED_SLURM = ["steps", "reattach"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipe", type=os.path.abspath)
-    parser.add_argument("--only", action="append", choices=["noop", "plan", "overhead", "hash", "large", "steps", "none"])
+    parser.add_argument("--only", action="append", choices=[*GROUPS, "none"])
     parser.add_argument("--large", action="store_true", help="also run 10,000 stages for real (minutes)")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--jobs", type=int, default=1000, help="of `reattach`")
     parser.add_argument("--gib", type=int, default=4)
     parser.add_argument("--dir", default=None, help="where to work; a new folder in the system's temporary one if absent")
     parser.add_argument("--venv", default=os.path.expanduser("~/.cache/pipe-peers"))
@@ -237,11 +298,10 @@ def main():
     os.environ.pop("PIPE_STORE", None)
     load = os.getloadavg()
     table = Table()
-    groups = {"noop": noop, "plan": plan, "overhead": overhead, "hash": hashing, "large": large, "steps": steps}
-    chosen = args.only or [name for name in groups if name != "steps" and (name != "large" or args.large)]
+    chosen = args.only or [name for name in GROUPS if name not in NEED_SLURM and (name != "large" or args.large)]
     try:
         for name in [name for name in chosen if name != "none"]:
-            groups[name](args, table)
+            GROUPS[name](args, table)
         if args.peers:
             peers(args, table)
     finally:

@@ -25,7 +25,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Exit, io_at};
 use crate::executor::Stop;
 use crate::key::{Explanation, StageKey};
-use crate::store::{Action, Rest, Slot, Store, object_name};
+use crate::store::{Action, Prepared, Slot, Store, object_name};
 
 use bucket::{Bucket, Fault, Wanted};
 
@@ -64,8 +64,8 @@ struct Item {
 
 /// What came of asking for a result.
 pub enum Fetched {
-    /// It is stored here.
-    Stored(Box<Action>, Rest),
+    /// It is here and what it must be, to be stored.
+    Whole(Box<Prepared>),
     /// It must be made here: there is none, or why there is none that can be used.
     Kept(Slot, Option<Trouble>),
 }
@@ -149,8 +149,8 @@ impl Remote {
             return Ok(Fetched::Kept(slot, None));
         }
         match self.reads.note(self.download(&slot, explanation), self.url()) {
-            Ok(Some(action)) => match slot.commit_as(action)? {
-                Ok((action, rest)) => Ok(Fetched::Stored(Box::new(action), rest)),
+            Ok(Some(action)) => match slot.prepare_as(action)? {
+                Ok(result) => Ok(Fetched::Whole(Box::new(result))),
                 Err(slot) => {
                     let text = format!("{}: an object's bytes are not those of its name", self.url());
                     Ok(Fetched::Kept(slot, Some(Trouble { text, damaged: true })))

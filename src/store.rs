@@ -13,11 +13,10 @@
 //!   logs/, runs/       what was said and done
 //! ```
 //!
-//! [`Store::enter`] answers [`Entry::Hit`] or [`Entry::Miss`] with a [`Slot`]; [`Slot::commit`] is the
-//! only way in. A crash at any moment leaves a miss. The store knows nothing of kinds or graphs.
+//! [`Store::enter`] answers [`Entry::Hit`] or [`Entry::Miss`] with a [`Slot`]; a slot that is [`Prepared`] and
+//! stored, as [`Slot::commit`] does, is the only way in. A crash at any moment leaves a miss. The store knows nothing of kinds or graphs.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +30,7 @@ pub use action::Action;
 pub use history::{RunRecord, StageRecord};
 pub use lock::KeyLock;
 pub use object::{Check, Entry as FileEntry, Manifest, Objects, name as object_name};
+pub use prepared::{Prepared, Rest};
 pub use running::{Announced, Running};
 pub use stat_cache::StatCache;
 
@@ -43,6 +43,7 @@ mod history;
 mod lease;
 mod lock;
 mod object;
+mod prepared;
 mod running;
 mod stat_cache;
 
@@ -167,10 +168,8 @@ impl Store {
             files::remove_tree(&attempt)?;
         }
         let slot = Slot { store: self.clone(), key: *key, lock, attempt, resumed };
-        for folder in [slot.out(), slot.work()] {
-            point("enter: a folder");
-            fs::create_dir_all(&folder).map_err(io_at(&folder))?;
-        }
+        point("enter: a folder");
+        fs::create_dir_all(slot.out()).map_err(io_at(&slot.out()))?;
         Ok(Entry::Miss(slot))
     }
 
@@ -302,10 +301,21 @@ impl Slot {
         self.attempt.join("files")
     }
 
-    /// The folder that survives crashes.
+    /// The folder that survives crashes. What is fetched needs none: [`Slot::make_work`] makes it.
     #[must_use]
     pub fn work(&self) -> PathBuf {
         self.store.root.join("work").join(self.key.to_string())
+    }
+
+    /// Makes the folder that survives crashes, unless it is there.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn make_work(&self) -> Result<PathBuf, Error> {
+        let folder = self.work();
+        point("enter: a work folder");
+        fs::create_dir_all(&folder).map_err(io_at(&folder))?;
+        Ok(folder)
     }
 
     /// Whether an executor elsewhere may be filling the output folder.
@@ -329,71 +339,28 @@ impl Slot {
         fs::create_dir_all(self.out()).map_err(io_at(&self.out()))
     }
 
-    /// Stores what was made: hash, flush all at once, rename, the action's rename last. `describe` makes
-    /// the action from the object's digest. From here on the result can be used; [`Rest::finish`] is for
-    /// after it was told.
-    ///
-    /// The two renames may reach the disk later and in any order. A power cut before that leaves a miss:
-    /// the action is not there, or speaks of an object that is not; the content of both was flushed.
+    /// Stores what was made. `describe` makes the action from the object's digest.
     ///
     /// # Errors
     /// If it cannot be stored: a full disk, a link in the output. The store is as before.
     pub fn commit(self, describe: impl FnOnce(Digest) -> Action) -> Result<(Action, Rest), Error> {
         let (object, unflushed) = self.store.objects.prepare(&self.attempt)?;
         let action = describe(object);
-        self.keep(action, unflushed)
+        Prepared::new(self, action, unflushed)?.store()
     }
 
-    /// Stores what came from elsewhere, if it is what `action` speaks of; else gives the slot back, its folder
-    /// empty, to make it here.
+    /// Prepares what came from elsewhere, if it is what `action` speaks of; else gives the slot back, its
+    /// folder empty, to make it here.
     ///
     /// # Errors
     /// If it cannot be stored. The store is as before.
-    pub fn commit_as(self, action: Action) -> Result<Result<(Action, Rest), Self>, Error> {
+    pub fn prepare_as(self, action: Action) -> Result<Result<Prepared, Self>, Error> {
         let (object, unflushed) = self.store.objects.prepare(&self.attempt)?;
         if object != action.object {
             self.reset()?;
             return Ok(Err(self));
         }
-        self.keep(action, unflushed).map(Ok)
-    }
-
-    fn keep(self, action: Action, mut unflushed: Vec<PathBuf>) -> Result<(Action, Rest), Error> {
-        let object = action.object;
-        let path = self.store.action_path(&self.key);
-        let folder = self.store.root.join("actions");
-        let mut beside = tempfile::NamedTempFile::new_in(&folder).map_err(io_at(&folder))?;
-        beside.write_all(action.to_text().as_bytes()).map_err(io_at(&path))?;
-        point("commit: written");
-        unflushed.push(beside.path().to_owned());
-        files::flush(&unflushed)?;
-        point("commit: flushed");
-        self.lock.check()?;
-        let shelf = self.store.objects.adopt(&self.attempt, &object)?;
-        point("commit: the object is in");
-        beside.persist(&path).map_err(|error| Error::io(&path, &error.error))?;
-        point("commit: the action is in");
-        Ok((action, Rest { slot: self, folders: vec![shelf, folder] }))
-    }
-}
-
-/// What is left to do when a result is stored. The key's lock is held until it is done.
-#[derive(Debug)]
-#[must_use]
-pub struct Rest {
-    slot: Slot,
-    folders: Vec<PathBuf>,
-}
-
-impl Rest {
-    /// Makes the renames durable and removes the work folder, which is of no more use.
-    ///
-    /// # Errors
-    /// If the disk says no. The result is stored all the same, as far as anyone can see by now.
-    pub fn finish(self) -> Result<(), Error> {
-        files::flush(&self.folders)?;
-        point("commit: renames flushed");
-        files::remove_tree(&self.slot.work())
+        Prepared::new(self, action, unflushed).map(Ok)
     }
 }
 

@@ -1,11 +1,33 @@
-//! What can be written on the command line: one struct a command, documented where it is declared.
+//! What can be written on the command line: the commands, and what several of them take. What one command
+//! takes stands in its own file.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use contract::Pool;
 
+use super::cancel::Cancel;
+use super::completions::Completions;
+use super::dag::Dag;
+use super::devices::Devices;
+use super::diff::Diff;
+use super::explain::Explain;
+use super::export::Export;
+use super::gc::Gc;
+use super::generate::Generate;
+use super::init::Init;
+use super::logs::Logs;
+use super::metrics::Metrics;
+use super::plan::Plan;
+use super::pull::Shared;
+use super::push::Push;
+use super::report::Report;
+use super::run::Run;
+use super::runs::Runs;
+use super::show::Show;
+use super::stages::Stages;
+use super::status::Status;
+use super::verify::Verify;
 use crate::exec::Role;
 
 /// Declarative, cached, resumable machine-learning experiments.
@@ -145,305 +167,6 @@ pub enum Command {
     ExecStage(ExecStage),
 }
 
-/// One `--jobs`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Jobs {
-    /// Stages side by side, whatever their pools.
-    All(u16),
-    /// Slots of a pool.
-    Of(Pool, u16),
-}
-
-impl Jobs {
-    fn parse(text: &str) -> Result<Self, String> {
-        let number = |text: &str| match text.parse::<u16>() {
-            Ok(number) if number > 0 => Ok(number),
-            _ => Err(format!("`{text}` is no number from 1 to {}", u16::MAX)),
-        };
-        let Some((name, size)) = text.split_once('=') else { return number(text).map(Self::All) };
-        let pools = [Pool::Gpu, Pool::Cpu, Pool::Network];
-        match pools.into_iter().find(|pool| pool.name() == name) {
-            Some(pool) => number(size).map(|size| Self::Of(pool, size)),
-            None => Err(format!("there is no pool `{name}`; the pools are `gpu`, `cpu` and `network`")),
-        }
-    }
-}
-
-/// Where stages run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Where {
-    /// On this machine
-    #[default]
-    Local,
-    /// As batch jobs of a Slurm cluster that shares this folder and the store
-    Slurm,
-    /// As steps of the Slurm allocation that this command runs in
-    Srun,
-}
-
-/// `pipe run`
-#[derive(Args, Clone, Debug)]
-pub struct Run {
-    /// The pipeline.
-    #[command(flatten)]
-    pub file: File,
-    /// Which stages.
-    #[command(flatten)]
-    pub selection: Selection,
-    /// Say what would run and why, run nothing
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
-    /// How many stages run side by side at most, or slots of one pool (`gpu=2`, in place of `[pools]`)
-    #[arg(short, long, value_name = "N|POOL=N", value_parser = Jobs::parse)]
-    pub jobs: Vec<Jobs>,
-    /// When a stage fails, go on with what does not need it
-    #[arg(short, long)]
-    pub keep_going: bool,
-    /// Run the selected stages even if their results are stored
-    #[arg(short, long)]
-    pub force: bool,
-    /// Ask anew what the branch or tag of this stage means, and move its pin in `pipe.lock`
-    #[arg(long, value_name = "STAGE", conflicts_with = "dry_run")]
-    pub update: Vec<String>,
-    /// Where stages run
-    #[arg(long, value_enum, default_value_t, value_name = "WHERE")]
-    pub executor: Where,
-    /// A store that machines share: results are fetched from it and sent to it
-    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
-    pub remote: Option<String>,
-    /// How stored results are checked
-    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
-    pub check: Check,
-    /// How long to wait for another run that works on the same stage (`90s`, `10m`); for ever if absent
-    #[arg(long, value_name = "TIME", value_parser = crate::pipeline::duration)]
-    pub lock_wait: Option<std::time::Duration>,
-    /// Tell what happens as one JSON object a line
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// A pipeline, and the store through which machines share its results: `pipe pull`
-#[derive(Args, Clone, Debug)]
-pub struct Shared {
-    /// The pipeline.
-    #[command(flatten)]
-    pub file: File,
-    /// Which stages.
-    #[command(flatten)]
-    pub selection: Selection,
-    /// The shared store: `s3://BUCKET/PREFIX` or `file:///FOLDER`
-    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
-    pub remote: String,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe push`
-#[derive(Args, Clone, Debug)]
-pub struct Push {
-    /// What, and where to.
-    #[command(flatten)]
-    pub shared: Shared,
-    /// Send also what is there: it may be damaged
-    #[arg(short, long)]
-    pub force: bool,
-}
-
-/// `pipe plan`
-#[derive(Args, Clone, Debug)]
-pub struct Plan {
-    /// The pipeline.
-    #[command(flatten)]
-    pub file: File,
-    /// Which stages.
-    #[command(flatten)]
-    pub selection: Selection,
-    /// Plan as if the selected stages had no stored results
-    #[arg(short, long)]
-    pub force: bool,
-    /// How stored results are checked
-    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
-    pub check: Check,
-    /// A store that machines share: what it has would be fetched
-    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
-    pub remote: Option<String>,
-    /// End with code 3 if there is work
-    #[arg(long)]
-    pub exit_code: bool,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe explain`
-#[derive(Args, Clone, Debug)]
-pub struct Explain {
-    /// The pipeline.
-    #[command(flatten)]
-    pub file: File,
-    /// The stage: `train`, or one instance: `train[lora]`
-    #[arg(value_name = "STAGE")]
-    pub stage: String,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe status`
-#[derive(Args, Clone, Debug)]
-pub struct Status {
-    /// The pipeline.
-    #[command(flatten)]
-    pub file: File,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe logs`
-#[derive(Args, Clone, Debug)]
-pub struct Logs {
-    /// The pipeline.
-    #[command(flatten)]
-    pub file: File,
-    /// The stage: `train`, or one instance: `train[lora]`
-    #[arg(value_name = "STAGE")]
-    pub stage: String,
-    /// Print where the log lies, not what it says
-    #[arg(long)]
-    pub path: bool,
-    /// Go on printing until the stage ends
-    #[arg(short, long, conflicts_with = "path")]
-    pub follow: bool,
-}
-
-/// `pipe export`
-#[derive(Args, Clone, Debug)]
-pub struct Export {
-    /// The pipeline.
-    #[command(flatten)]
-    pub file: File,
-    /// The stage: `merged`, or one instance: `merged[dora]`
-    #[arg(value_name = "STAGE")]
-    pub stage: String,
-    /// Where its result shall lie
-    #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
-    pub dir: PathBuf,
-    /// Replace DIR if it exists
-    #[arg(short, long)]
-    pub force: bool,
-}
-
-/// `pipe cancel`
-#[derive(Args, Clone, Debug)]
-pub struct Cancel {
-    /// The run, by its name or its first letters; the only one if absent
-    #[arg(value_name = "RUN")]
-    pub run: Option<String>,
-    /// Every run on this store
-    #[arg(long, conflicts_with = "run")]
-    pub all: bool,
-    /// How long to wait until it is gone (`90s`, `10m`); for ever if absent
-    #[arg(long, value_name = "TIME", value_parser = crate::pipeline::duration)]
-    pub wait: Option<std::time::Duration>,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe runs`
-#[derive(Args, Clone, Debug)]
-pub struct Runs {
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe show`
-#[derive(Args, Clone, Debug)]
-pub struct Show {
-    /// The run's name or its first letters; the last run if absent
-    #[arg(value_name = "RUN")]
-    pub run: Option<String>,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe diff`
-#[derive(Args, Clone, Debug)]
-pub struct Diff {
-    /// A run, by its name or its first letters
-    #[arg(value_name = "RUN")]
-    pub before: String,
-    /// The run to compare it with; the last run if absent
-    #[arg(value_name = "RUN")]
-    pub after: Option<String>,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe metrics`
-#[derive(Args, Clone, Debug)]
-pub struct Metrics {
-    /// The pipeline, by file or name: its last run is meant; the last run at all if absent
-    #[arg(value_name = "PIPELINE", value_hint = clap::ValueHint::FilePath)]
-    pub pipeline: Option<String>,
-    /// Stages (`train`, or one instance: `train[lora]`); all if absent
-    #[arg(value_name = "STAGE")]
-    pub stages: Vec<String>,
-    /// Another run, by its name or its first letters; only stages follow then
-    #[arg(long, value_name = "RUN")]
-    pub run: Option<String>,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe report`
-#[derive(Args, Clone, Debug)]
-pub struct Report {
-    /// The pipeline, by file or name: its last run is meant; the last run at all if absent
-    #[arg(value_name = "PIPELINE", value_hint = clap::ValueHint::FilePath, conflicts_with = "run")]
-    pub pipeline: Option<String>,
-    /// Another run, by its name or its first letters
-    #[arg(long, value_name = "RUN")]
-    pub run: Option<String>,
-    /// The HTML file to write (`-`: standard output); `report.html` if absent
-    #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    pub output: Option<PathBuf>,
-    /// Write a trace for Perfetto or chrome://tracing; HTML then only with `--output`
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    pub trace: Option<PathBuf>,
-}
-
-/// `pipe gc`
-#[derive(Args, Clone, Debug)]
-pub struct Gc {
-    /// Keep the results of this many last runs
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    pub keep: usize,
-    /// Free the least recently used until the store holds at most this much (`20GB`)
-    #[arg(long, value_name = "SIZE")]
-    pub max_size: Option<String>,
-    /// Say what would go, remove nothing
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe verify`
-#[derive(Args, Clone, Debug)]
-pub struct Verify {
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// `pipe exec-stage`
 #[derive(Args, Clone, Debug)]
 pub struct ExecStage {
@@ -475,94 +198,6 @@ impl ExecStage {
             None => Role::Stage,
         }
     }
-}
-
-/// `pipe stages`
-#[derive(Args, Clone, Debug)]
-pub struct Stages {
-    /// A kind to describe
-    #[arg(value_name = "KIND")]
-    pub kind: Option<String>,
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe dag`
-#[derive(Args, Clone, Debug)]
-pub struct Dag {
-    /// The pipeline.
-    #[command(flatten)]
-    pub file: File,
-    /// Which stages.
-    #[command(flatten)]
-    pub selection: Selection,
-    /// How to draw
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    pub format: DagFormat,
-}
-
-/// How `pipe dag` draws.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum DagFormat {
-    /// Lines for a person
-    #[default]
-    Text,
-    /// For Markdown
-    Mermaid,
-    /// For Graphviz
-    Dot,
-}
-
-/// `pipe devices`
-#[derive(Args, Clone, Debug)]
-pub struct Devices {
-    /// As one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `pipe generate`
-#[derive(Args, Clone, Debug)]
-pub struct Generate {
-    /// The model's folder, with its tokenizer.json
-    #[arg(value_name = "MODEL", value_hint = clap::ValueHint::DirPath)]
-    pub model: PathBuf,
-    /// What it shall go on from
-    #[arg(value_name = "PROMPT")]
-    pub prompt: String,
-    /// An adapter for it: a PEFT folder, or what `train` wrote (its last step)
-    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
-    pub adapter: Option<PathBuf>,
-    /// Length of the answer at most
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub max_new_tokens: usize,
-    /// Where to compute: auto, gpu, gpu:N, software, cpu
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    pub device: String,
-    /// Put the prompt into a template as its instruction; without, it is taken as written
-    #[arg(long, value_name = "NAME",
-        value_parser = clap::builder::PossibleValuesParser::new(formats::alpaca::Template::NAMES))]
-    pub template: Option<String>,
-    /// The template's input
-    #[arg(long, value_name = "TEXT", requires = "template")]
-    pub input: Option<String>,
-}
-
-/// `pipe init`
-#[derive(Args, Clone, Debug)]
-pub struct Init {
-    /// The file to write; it must not exist
-    #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    pub file: PathBuf,
-}
-
-/// `pipe completions`
-#[derive(Args, Clone, Debug)]
-pub struct Completions {
-    /// The shell
-    #[arg(value_enum)]
-    pub shell: clap_complete::Shell,
 }
 
 #[cfg(test)]

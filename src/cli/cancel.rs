@@ -2,15 +2,33 @@
 
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::args::{Cancel, Globals};
+use super::args::Globals;
 use super::{print, print_json};
 use crate::error::{Error, Exit};
 use crate::store::{Check, Running, Store};
 
 /// How often it looks whether a run is gone.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// `pipe cancel`
+#[derive(Args, Clone, Debug)]
+pub struct Cancel {
+    /// The run, by its name or its first letters; the only one if absent
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+    /// Every run on this store
+    #[arg(long, conflicts_with = "run")]
+    pub all: bool,
+    /// How long to wait until it is gone (`90s`, `10m`); for ever if absent
+    #[arg(long, value_name = "TIME", value_parser = crate::pipeline::duration)]
+    pub wait: Option<std::time::Duration>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Cancel, globals: &Globals) -> Result<Exit, Error> {

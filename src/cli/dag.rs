@@ -2,12 +2,40 @@
 
 use std::fmt::Write;
 
-use super::args::{Dag, DagFormat};
+use clap::{Args, ValueEnum};
+
+use super::args::{File, Selection};
 use super::print;
 use crate::error::{Error, Exit};
 use crate::graph::{Graph, select};
 use crate::pipeline::{Instance, Pipeline};
 use crate::registry::Registry;
+
+/// `pipe dag`
+#[derive(Args, Clone, Debug)]
+pub struct Dag {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to draw
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: DagFormat,
+}
+
+/// How `pipe dag` draws.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DagFormat {
+    /// Lines for a person
+    #[default]
+    Text,
+    /// For Markdown
+    Mermaid,
+    /// For Graphviz
+    Dot,
+}
 
 pub fn run(args: &Dag, registry: &Registry) -> Result<Exit, Error> {
     let pipeline = Pipeline::load(&args.file.pipeline, &args.file.set, registry)?;

@@ -7,12 +7,20 @@ use std::fmt::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 
+use clap::Args;
 use serde_json::{Value, json};
 
-use super::args::Devices;
 use super::{print, print_json};
 use crate::error::{Error, Exit, io_at};
 use crate::registry::Registry;
+
+/// `pipe devices`
+#[derive(Args, Clone, Debug)]
+pub struct Devices {
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub fn run(args: &Devices, registry: &Registry) -> Result<Exit, Error> {
     if registry.devices.is_none() {

@@ -1,8 +1,9 @@
 //! `pipe diff`: what differs between two runs, and nothing else.
 
+use clap::Args;
 use serde_json::json;
 
-use super::args::{Diff, Globals};
+use super::args::Globals;
 use super::table::align;
 use super::{print, print_json};
 use crate::compare::{Change, StageChange, compare};
@@ -11,6 +12,20 @@ use crate::key::{Explanation, differences};
 use crate::measured::figure;
 use crate::recorded::Recorded;
 use crate::store::{Check, Store};
+
+/// `pipe diff`
+#[derive(Args, Clone, Debug)]
+pub struct Diff {
+    /// A run, by its name or its first letters
+    #[arg(value_name = "RUN")]
+    pub before: String,
+    /// The run to compare it with; the last run if absent
+    #[arg(value_name = "RUN")]
+    pub after: Option<String>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Diff, globals: &Globals) -> Result<Exit, Error> {

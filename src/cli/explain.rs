@@ -1,8 +1,9 @@
 //! `pipe explain`: what makes a stage's run the one it is, and what differs from the last one.
 
+use clap::Args;
 use serde_json::json;
 
-use super::args::{Explain, Globals};
+use super::args::{File, Globals};
 use super::plan::answer;
 use super::session::Session;
 use super::{print, print_json};
@@ -10,6 +11,20 @@ use crate::error::{Error, Exit};
 use crate::plan::{Planned, plan};
 use crate::registry::Registry;
 use crate::store::Action;
+
+/// `pipe explain`
+#[derive(Args, Clone, Debug)]
+pub struct Explain {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// The stage: `train`, or one instance: `train[lora]`
+    #[arg(value_name = "STAGE")]
+    pub stage: String,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Explain, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {

@@ -1,15 +1,34 @@
 //! `pipe export`: puts a stage's output where a person wants it, at once or not at all.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::args::{Export, Globals};
+use clap::Args;
+
+use super::args::{File, Globals};
 use super::session::Session;
 use crate::digest::{Digest, files_below};
 use crate::error::{Error, Exit, io_at};
 use crate::plan::plan;
 use crate::registry::Registry;
 use crate::store::files::{remove_tree, sync_folder};
+
+/// `pipe export`
+#[derive(Args, Clone, Debug)]
+pub struct Export {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// The stage: `merged`, or one instance: `merged[dora]`
+    #[arg(value_name = "STAGE")]
+    pub stage: String,
+    /// Where its result shall lie
+    #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub dir: PathBuf,
+    /// Replace DIR if it exists
+    #[arg(short, long)]
+    pub force: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Export, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {

@@ -1,11 +1,30 @@
 //! `pipe gc`: frees what the last runs did not use.
 
-use super::args::{Gc, Globals};
+use clap::Args;
+
+use super::args::Globals;
 use super::table::size;
 use super::{print, print_json};
 use crate::error::{Error, Exit};
 use crate::store::gc::{GRACE, Keep, parse_size};
 use crate::store::{Check, Store};
+
+/// `pipe gc`
+#[derive(Args, Clone, Debug)]
+pub struct Gc {
+    /// Keep the results of this many last runs
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub keep: usize,
+    /// Free the least recently used until the store holds at most this much (`20GB`)
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+    /// Say what would go, remove nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Gc, globals: &Globals) -> Result<Exit, Error> {

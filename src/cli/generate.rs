@@ -2,13 +2,43 @@
 //!
 //! What answers is the registry's business; here words go in and come out.
 
+use std::path::PathBuf;
+
+use clap::Args;
 use contract::StageError;
 use formats::alpaca::{Row, Template};
 
-use super::args::{Generate, Globals};
+use super::args::Globals;
 use super::print;
 use crate::error::{Error, Exit};
 use crate::registry::{Question, Registry};
+
+/// `pipe generate`
+#[derive(Args, Clone, Debug)]
+pub struct Generate {
+    /// The model's folder, with its tokenizer.json
+    #[arg(value_name = "MODEL", value_hint = clap::ValueHint::DirPath)]
+    pub model: PathBuf,
+    /// What it shall go on from
+    #[arg(value_name = "PROMPT")]
+    pub prompt: String,
+    /// An adapter for it: a PEFT folder, or what `train` wrote (its last step)
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub adapter: Option<PathBuf>,
+    /// Length of the answer at most
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_new_tokens: usize,
+    /// Where to compute: auto, gpu, gpu:N, software, cpu
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+    /// Put the prompt into a template as its instruction; without, it is taken as written
+    #[arg(long, value_name = "NAME",
+        value_parser = clap::builder::PossibleValuesParser::new(formats::alpaca::Template::NAMES))]
+    pub template: Option<String>,
+    /// The template's input
+    #[arg(long, value_name = "TEXT", requires = "template")]
+    pub input: Option<String>,
+}
 
 /// Runs the command.
 pub fn run(args: &Generate, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {

@@ -2,14 +2,24 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
 
-use super::args::Init;
+use clap::Args;
+
 use super::print;
 use crate::error::{Error, Exit, io_at};
 use crate::registry::Registry;
 
 /// What is written; `{name}` is the pipeline's name.
 const TEMPLATE: &str = include_str!("init/pipeline.toml");
+
+/// `pipe init`
+#[derive(Args, Clone, Debug)]
+pub struct Init {
+    /// The file to write; it must not exist
+    #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub file: PathBuf,
+}
 
 pub fn run(args: &Init, registry: &Registry) -> Result<Exit, Error> {
     let path = &args.file;

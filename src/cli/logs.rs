@@ -1,6 +1,8 @@
 //! `pipe logs`: what a stage said when it last ran.
 
-use super::args::{Globals, Logs};
+use clap::Args;
+
+use super::args::{File, Globals};
 use super::print;
 use super::session::Session;
 use crate::error::{Error, Exit, io_at};
@@ -8,6 +10,23 @@ use crate::plan::plan;
 use crate::registry::Registry;
 
 mod follow;
+
+/// `pipe logs`
+#[derive(Args, Clone, Debug)]
+pub struct Logs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// The stage: `train`, or one instance: `train[lora]`
+    #[arg(value_name = "STAGE")]
+    pub stage: String,
+    /// Print where the log lies, not what it says
+    #[arg(long)]
+    pub path: bool,
+    /// Go on printing until the stage ends
+    #[arg(short, long, conflicts_with = "path")]
+    pub follow: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Logs, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {

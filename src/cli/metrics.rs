@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use clap::Args;
 use contract::Table;
 use serde_json::json;
 
-use super::args::{Globals, Metrics};
+use super::args::Globals;
 use super::table::align;
 use super::{print, print_json};
 use crate::error::{Error, Exit};
@@ -13,6 +14,23 @@ use crate::measured::{self, Point, figure};
 use crate::pipeline::near::{did_you_mean, list};
 use crate::recorded::{Recorded, Stage};
 use crate::store::{Check, Store};
+
+/// `pipe metrics`
+#[derive(Args, Clone, Debug)]
+pub struct Metrics {
+    /// The pipeline, by file or name: its last run is meant; the last run at all if absent
+    #[arg(value_name = "PIPELINE", value_hint = clap::ValueHint::FilePath)]
+    pub pipeline: Option<String>,
+    /// Stages (`train`, or one instance: `train[lora]`); all if absent
+    #[arg(value_name = "STAGE")]
+    pub stages: Vec<String>,
+    /// Another run, by its name or its first letters; only stages follow then
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Metrics, globals: &Globals) -> Result<Exit, Error> {

@@ -1,8 +1,9 @@
 //! `pipe plan` and `pipe run --dry-run`: what would run, and why.
 
+use clap::Args;
 use serde_json::json;
 
-use super::args::{Globals, Plan};
+use super::args::{Check, File, Globals, Selection};
 use super::session::{Pinning, Session};
 use super::table::align;
 use super::{print, print_json};
@@ -10,6 +11,32 @@ use crate::error::{Error, Exit};
 use crate::plan::{Planned, Verdict, plan};
 use crate::preview::preview;
 use crate::registry::Registry;
+
+/// `pipe plan`
+#[derive(Args, Clone, Debug)]
+pub struct Plan {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Plan as if the selected stages had no stored results
+    #[arg(short, long)]
+    pub force: bool,
+    /// How stored results are checked
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub check: Check,
+    /// A store that machines share: what it has would be fetched
+    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
+    pub remote: Option<String>,
+    /// End with code 3 if there is work
+    #[arg(long)]
+    pub exit_code: bool,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Plan, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {

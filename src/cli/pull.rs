@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use clap::Args;
 use serde_json::json;
 
-use super::args::{Check, Globals, Shared};
+use super::args::{Check, File, Globals, Selection};
 use super::print_json;
 use super::session::{Pinning, Session};
 use super::table::size;
@@ -13,6 +14,23 @@ use crate::executor::Stop;
 use crate::registry::Registry;
 use crate::remote::Remote;
 use crate::remote::sharing::{Moved, pull};
+
+/// A pipeline, and the store through which machines share its results: `pipe pull`
+#[derive(Args, Clone, Debug)]
+pub struct Shared {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// Which stages.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// The shared store: `s3://BUCKET/PREFIX` or `file:///FOLDER`
+    #[arg(long, env = "PIPE_REMOTE", value_name = "URL", hide_env_values = true)]
+    pub remote: String,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Shared, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {

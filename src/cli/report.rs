@@ -2,9 +2,11 @@
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::args::{Globals, Report};
+use clap::Args;
+
+use super::args::Globals;
 use super::print;
 use crate::error::{Error, Exit, io_at};
 use crate::recorded::Recorded;
@@ -13,6 +15,23 @@ use crate::store::{Check, Store};
 
 /// Where the report goes if nothing is said.
 const FILE: &str = "report.html";
+
+/// `pipe report`
+#[derive(Args, Clone, Debug)]
+pub struct Report {
+    /// The pipeline, by file or name: its last run is meant; the last run at all if absent
+    #[arg(value_name = "PIPELINE", value_hint = clap::ValueHint::FilePath, conflicts_with = "run")]
+    pub pipeline: Option<String>,
+    /// Another run, by its name or its first letters
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// The HTML file to write (`-`: standard output); `report.html` if absent
+    #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Write a trace for Perfetto or chrome://tracing; HTML then only with `--output`
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub trace: Option<PathBuf>,
+}
 
 /// Runs the command.
 pub fn run(args: &Report, globals: &Globals) -> Result<Exit, Error> {

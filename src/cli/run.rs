@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use super::args::{Globals, Jobs, Run, Where};
+use super::args::Globals;
 use super::pull::tell_moved;
 use super::session::{Pinning, Session};
 use super::table::align;
@@ -31,6 +31,10 @@ use crate::remote::sharing::pull;
 use crate::runner::{self, Outcome, StageOutcome};
 use crate::schedule::State;
 use crate::store::{RunRecord, Running, StageRecord, Store};
+
+pub use args::{Jobs, Run, Where};
+
+mod args;
 
 /// How many stages' outputs are offered for export at the end.
 const EXPORTS: usize = 6;

@@ -1,10 +1,20 @@
 //! `pipe runs`: what was run, the last run last, and what goes on.
 
-use super::args::{Globals, Runs};
+use clap::Args;
+
+use super::args::Globals;
 use super::table::align;
 use super::{print, print_json};
 use crate::error::{Error, Exit};
 use crate::store::{Check, RunRecord, Running, Store};
+
+/// `pipe runs`
+#[derive(Args, Clone, Debug)]
+pub struct Runs {
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Runs, globals: &Globals) -> Result<Exit, Error> {

@@ -1,11 +1,24 @@
 //! `pipe show`: one run: its stages, where they ran, what they warned of.
 
-use super::args::{Globals, Show};
+use clap::Args;
+
+use super::args::Globals;
 use super::table::align;
 use super::{print, print_json};
 use crate::error::{Error, Exit};
 use crate::key::StageKey;
 use crate::store::{Action, Check, RunRecord, Store};
+
+/// `pipe show`
+#[derive(Args, Clone, Debug)]
+pub struct Show {
+    /// The run's name or its first letters; the last run if absent
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Show, globals: &Globals) -> Result<Exit, Error> {

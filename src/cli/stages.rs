@@ -2,15 +2,26 @@
 
 use std::fmt::Write;
 
+use clap::Args;
 use contract::{Default, Effect, Many, Param, Ports, Stage};
 use serde_json::{Value, json};
 
-use super::args::Stages;
 use super::{print, print_json};
 use crate::error::{Error, Exit};
 use crate::pipeline::near::{did_you_mean, list};
 use crate::pipeline::{RUNNER_KEYS, default, describe};
 use crate::registry::Registry;
+
+/// `pipe stages`
+#[derive(Args, Clone, Debug)]
+pub struct Stages {
+    /// A kind to describe
+    #[arg(value_name = "KIND")]
+    pub kind: Option<String>,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub fn run(args: &Stages, registry: &Registry) -> Result<Exit, Error> {
     let Some(name) = &args.kind else {

@@ -1,8 +1,9 @@
 //! `pipe status`: where each stage of a pipeline stands.
 
+use clap::Args;
 use serde_json::json;
 
-use super::args::{Check, Globals, Selection, Status};
+use super::args::{Check, File, Globals, Selection};
 use super::plan::answer;
 use super::session::{Pinning, Session};
 use super::table::{align, size};
@@ -11,6 +12,17 @@ use crate::error::{Error, Exit};
 use crate::plan::{Planned, plan};
 use crate::registry::Registry;
 use crate::store::Store;
+
+/// `pipe status`
+#[derive(Args, Clone, Debug)]
+pub struct Status {
+    /// The pipeline.
+    #[command(flatten)]
+    pub file: File,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Status, globals: &Globals, registry: &Registry) -> Result<Exit, Error> {

@@ -1,10 +1,20 @@
 //! `pipe verify`: hashes every byte of the store.
 
-use super::args::{Globals, Verify};
+use clap::Args;
+
+use super::args::Globals;
 use super::table::size;
 use super::{print, print_json};
 use crate::error::{Error, Exit};
 use crate::store::{Check, Store};
+
+/// `pipe verify`
+#[derive(Args, Clone, Debug)]
+pub struct Verify {
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &Verify, globals: &Globals) -> Result<Exit, Error> {

@@ -29,6 +29,9 @@ use crate::executor::Stop;
 /// Requests under way at a time: many, since a small answer is all waiting.
 pub const AT_ONCE: usize = 256;
 
+/// How many threads read and write where the place is a folder: a disk is not far away.
+const FOLDER_READS: usize = 32;
+
 /// For how many small requests one that carries [`PART`] counts; it is kept in memory.
 const LARGE: u64 = 4;
 
@@ -99,7 +102,11 @@ impl Bucket {
                     .hint("write `s3://BUCKET/PREFIX` or `file:///FOLDER`"));
             }
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(FOLDER_READS)
+            .enable_all()
+            .build();
         let runtime = runtime.map_err(|error| {
             Error::new(Exit::Failed, format!("cannot start threads for a remote: {error}"))
         })?;

@@ -4,8 +4,9 @@
 //! so a chain is asked for link by link, and whatever is known at a time goes side by side.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
+use std::thread::Scope;
 use std::time::Duration;
 
 use super::{Fetched, Remote, Send, Trouble};
@@ -17,10 +18,13 @@ use crate::pipeline::{Pipeline, StageId};
 use crate::plan::Planned;
 use crate::runner::tasks;
 use crate::schedule::{Action as Do, Ending, Schedule, State, Task};
-use crate::store::{Action, Entry, Store};
+use crate::store::{Action, Entry, Prepared, Store};
 
-/// How many results are under way at a time: each is three answers waited for, and little work.
+/// How many results are fetched or sent at a time: each is three answers waited for, and little work.
 const AT_ONCE: usize = 128;
+
+/// How many are under way at a time: while some are fetched, others that have arrived are stored.
+const UNDER_WAY: usize = 3 * AT_ONCE;
 
 /// What was moved.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +53,14 @@ struct Answer {
 /// Where answers go.
 type Answers = Sender<Result<Answer, Error>>;
 
+/// A result that has arrived and is to be stored, and who waits for the answer.
+struct Arrival {
+    task: usize,
+    key: StageKey,
+    result: Prepared,
+    answers: Answers,
+}
+
 /// What is to be told, by stage.
 pub type Troubles = Vec<(StageId, Trouble)>;
 
@@ -65,14 +77,21 @@ pub fn pull(
     stop: &Stop,
 ) -> Result<Moved, Error> {
     let mut moved = Moved::default();
-    let ask = |task, fields: &KeyFields, answers: &Answers| fetch(task, fields, store, remote, stop, answers);
-    let (here, absent) = play(pipeline, store, forced, stop, ask, |id, answer| {
-        moved.troubles.extend(answer.trouble.map(|trouble| (id.clone(), trouble)));
-        moved.moved += usize::from(answer.fetched);
-        moved.present += usize::from(!answer.fetched && answer.action.is_some());
-        if let (true, Some(action)) = (answer.fetched, answer.action) {
-            moved.bytes += store.objects.manifest(&action.object).map_or(0, |manifest| manifest.size());
-        }
+    let (arrivals, arrived) = channel();
+    let (here, absent) = std::thread::scope(|scope| {
+        let storing = scope.spawn(move || store_together(scope, &arrived));
+        let ask = move |task, fields: &KeyFields, answers: &Answers| {
+            fetch(task, fields, store, remote, stop, answers, &arrivals)
+        };
+        let played = play(pipeline, store, forced, stop, ask, |id, answer| {
+            moved.troubles.extend(answer.trouble.map(|trouble| (id.clone(), trouble)));
+            moved.moved += usize::from(answer.fetched);
+            moved.present += usize::from(!answer.fetched && answer.action.is_some());
+            if let (true, Some(action)) = (answer.fetched, answer.action) {
+                moved.bytes += store.objects.manifest(&action.object).map_or(0, |manifest| manifest.size());
+            }
+        });
+        storing.join().expect("storing does not panic").and(played)
     })?;
     moved.present += here;
     moved.absent = absent;
@@ -119,13 +138,27 @@ fn play(
     let ask = &ask;
     let mut here = 0;
     let alike = tasks(pipeline).into_iter().map(|task| Task { pool: String::new(), width: 1, ..task });
-    let pools = BTreeMap::from([(String::new(), AT_ONCE)]);
+    let pools = BTreeMap::from([(String::new(), UNDER_WAY)]);
     let mut schedule = Schedule::new(alike.collect(), &pools, true);
     let mut known: HashMap<StageId, Digest> = HashMap::new();
     let mut asked: HashMap<usize, KeyFields> = HashMap::new();
     let mut outside = store.stat_cache();
     let (sender, receiver) = channel();
+    let (orders, ordered) = channel::<(usize, KeyFields)>();
+    let ordered = Mutex::new(ordered);
+    let work = || {
+        loop {
+            let order = ordered.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok((task, fields)) = order else { return };
+            if let Err(error) = ask(task, &fields, &sender) {
+                drop(sender.send(Err(error)));
+            }
+        }
+    };
     std::thread::scope(|scope| {
+        // Dropped at the end, which ends the workers.
+        let orders = orders;
+        let (mut workers, mut under_way) = (0, 0);
         loop {
             if stop.asked() {
                 schedule.stop();
@@ -159,12 +192,13 @@ fn play(
                         }
                     }
                     Do::Start(task, _) => {
-                        let (fields, sender) = (asked.remove(&task).expect("it was checked"), sender.clone());
-                        scope.spawn(move || {
-                            if let Err(error) = ask(task, &fields, &sender) {
-                                let _ = sender.send(Err(error));
-                            }
-                        });
+                        under_way += 1;
+                        if under_way > workers && workers < AT_ONCE {
+                            scope.spawn(work);
+                            workers += 1;
+                        }
+                        let fields = asked.remove(&task).expect("it was checked");
+                        orders.send((task, fields)).expect("the other end is here");
                     }
                 }
             }
@@ -173,6 +207,7 @@ fn play(
             }
             let Ok(answer) = receiver.recv_timeout(Duration::from_millis(50)) else { continue };
             let answer = answer?;
+            under_way -= 1;
             let id = &pipeline.instances[answer.task].id;
             let ending = if answer.action.is_some() { Ending::Cached } else { Ending::Failed };
             known.extend(answer.action.as_ref().map(|action| (id.clone(), action.object)));
@@ -190,28 +225,57 @@ fn fetch(
     remote: &Remote,
     stop: &Stop,
     answers: &Answers,
+    arrivals: &Sender<Arrival>,
 ) -> Result<(), Error> {
     let who = format!("process {} (fetches from a remote)", std::process::id());
-    let tell = |action, fetched, trouble| {
-        // Nobody is left to tell where another thread has failed.
-        let _ = answers.send(Ok(Answer { task, key: fields.key(), action, fetched, trouble }));
+    let key = fields.key();
+    // Nobody is left to tell where another thread has failed.
+    let tell = |action, trouble| {
+        drop(answers.send(Ok(Answer { task, key, action, fetched: false, trouble })));
     };
     let patience = Some(Duration::ZERO);
-    match store.enter(&fields.key(), &who, false, patience, |_| {}, || stop.asked()) {
-        Ok(Entry::Hit(action)) => tell(Some(action), false, None),
+    match store.enter(&key, &who, false, patience, |_| {}, || stop.asked()) {
+        Ok(Entry::Hit(action)) => tell(Some(action), None),
         // Another run is making it.
-        Ok(Entry::GivenUp) => tell(None, false, None),
-        Err(error) if error.exit == Exit::LockTimeout => tell(None, false, None),
+        Ok(Entry::GivenUp) => tell(None, None),
+        Err(error) if error.exit == Exit::LockTimeout => tell(None, None),
         Err(error) => return Err(error),
         Ok(Entry::Miss(slot)) => match remote.fetch(slot, &fields.explain())? {
-            Fetched::Stored(action, rest) => {
-                tell(Some(action), true, None);
-                rest.finish()?;
+            Fetched::Whole(result) => {
+                drop(arrivals.send(Arrival { task, key, result: *result, answers: answers.clone() }));
             }
-            Fetched::Kept(_, trouble) => tell(None, false, trouble),
+            Fetched::Kept(_, trouble) => tell(None, trouble),
         },
     }
     Ok(())
+}
+
+/// Stores what arrives, each time all that has arrived meanwhile, and answers for it. What is left to do then
+/// is done beside the next ones' storing.
+fn store_together<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    arrived: &Receiver<Arrival>,
+) -> Result<(), Error> {
+    let mut rests = Vec::new();
+    while let Ok(first) = arrived.recv() {
+        let mut waiting = Vec::new();
+        let results = std::iter::once(first).chain(arrived.try_iter()).map(|arrival| {
+            let Arrival { task, key, result, answers } = arrival;
+            waiting.push((task, key, answers));
+            result
+        });
+        match Prepared::store_all(results.collect()) {
+            Ok((actions, rest)) => {
+                for ((task, key, answers), action) in waiting.into_iter().zip(actions) {
+                    let action = Some(Box::new(action));
+                    drop(answers.send(Ok(Answer { task, key, action, fetched: true, trouble: None })));
+                }
+                rests.push(scope.spawn(|| rest.finish()));
+            }
+            Err(error) => drop(waiting[0].2.send(Err(error))),
+        }
+    }
+    rests.into_iter().try_for_each(|rest| rest.join().expect("flushing does not panic"))
 }
 
 /// Sends the stored results of `planned` that are not there.

@@ -120,7 +120,10 @@ impl Attempt<'_> {
     fn fetch_or_make(&self, slot: Slot, sender: &Sender<Message>, how: &mut Send) -> Result<Made, Failure> {
         let Some(remote) = self.remote.filter(|_| !self.force) else { return self.make(slot, sender) };
         match remote.fetch(slot, &self.fields.explain()).map_err(failed)? {
-            Fetched::Stored(action, rest) => Ok(Made::Found(action, Some(rest))),
+            Fetched::Whole(result) => {
+                let (action, rest) = result.store().map_err(failed)?;
+                Ok(Made::Found(Box::new(action), Some(rest)))
+            }
             Fetched::Kept(slot, trouble) => {
                 if let Some(Trouble { text, damaged }) = trouble {
                     *how = if damaged { Send::All } else { Send::Missing };
@@ -202,7 +205,7 @@ impl Attempt<'_> {
             config: self.instance.config.clone(),
             inputs: self.artifacts(),
             out: slot.out(),
-            work: slot.work(),
+            work: slot.make_work()?,
             devices: self.devices(),
         };
         let file = log.with_extension("job.json");

@@ -13,10 +13,11 @@ pub fn sync_folder(folder: &Path) -> Result<(), Error> {
 }
 
 /// Flushes files and folders at the same time, so that the disk's journal writes once for many.
-pub fn flush(paths: &[PathBuf]) -> Result<(), Error> {
-    const AT_ONCE: usize = 8;
-    let one = |path: &PathBuf| File::open(path).and_then(|file| file.sync_all()).map_err(io_at(path));
-    if let [path] = paths {
+pub fn flush<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Error> {
+    const AT_ONCE: usize = 64;
+    let one = |path: &&PathBuf| File::open(path).and_then(|file| file.sync_all()).map_err(io_at(path));
+    let paths: Vec<&PathBuf> = paths.into_iter().collect();
+    if let [path] = &*paths {
         return one(path);
     }
     let share = paths.len().div_ceil(AT_ONCE).max(1);

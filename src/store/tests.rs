@@ -62,11 +62,11 @@ fn a_dropped_slot_leaves_a_miss_and_keeps_the_work_folder() {
     let (_folder, store) = store();
     let Entry::Miss(slot) = enter(&store, &key("a")) else { panic!("expected a miss") };
     fs::write(slot.out().join("half"), "h").unwrap();
-    fs::write(slot.work().join("state"), "s").unwrap();
+    fs::write(slot.make_work().unwrap().join("state"), "s").unwrap();
     drop(slot);
     let Entry::Miss(slot) = enter(&store, &key("a")) else { panic!("expected a miss") };
     assert_eq!(fs::read_dir(slot.out()).unwrap().count(), 0, "the next attempt starts empty");
-    assert_eq!(fs::read_to_string(slot.work().join("state")).unwrap(), "s");
+    assert_eq!(fs::read_to_string(slot.make_work().unwrap().join("state")).unwrap(), "s");
 }
 
 #[test]

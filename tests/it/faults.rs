@@ -182,6 +182,31 @@ fn killed_at_the_steps_of_collecting() {
     });
 }
 
+/// Several results arrive at a time and are stored together.
+#[test]
+fn killed_at_the_steps_of_fetching() {
+    let arms = stage("arm", "echo ${matrix.n} > $OUT/n", "matrix = { n = [1, 2, 3, 4, 5, 6] }");
+    let home = Place::new(&arms);
+    let expected = objects(&home);
+    let pull = format!("pull p.toml --remote file://{}", home.path("remote").display());
+    home.pipe(&pull.replace("pull", "push")).ends(0);
+    let stride = setting("PIPE_STRIDE", 3);
+    let steps = walk(
+        stride,
+        &pull,
+        || Place::new(&arms),
+        |place, when| {
+            place.pipe(&pull).ends(0);
+            place.run().counts(6, 0, 0);
+            assert_eq!(objects(place), expected, "{when}");
+            place.pipe("verify").ends(0).says(&["6 results are sound"]);
+        },
+    );
+    if stride == 1 {
+        assert!(steps.contains("commit: the object is in"), "{steps:?}");
+    }
+}
+
 fn copy(from: &Place, to: &Place) {
     let done = Command::new("cp").arg("-r").arg(from.path(".pipe")).arg(to.path(".pipe")).status().unwrap();
     assert!(done.success());

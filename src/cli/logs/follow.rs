@@ -8,9 +8,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::args::Logs;
 use super::super::print;
 use super::super::session::Session;
+use super::Logs;
 use crate::error::{Error, Exit, io_at};
 use crate::key::StageKey;
 use crate::plan::plan;
