@@ -149,9 +149,7 @@ fn spawn(launch: &Launch<'_>, log: &File) -> Result<(Child, PipeWriter), Error> 
         None => this_program(launch.job).map_err(fail)?,
     };
     command.env_clear().envs(std::env::vars().filter(|(name, _)| is_machine(name)));
-    // A training step frees and takes the same large buffers over and over: pages that are given back
-    // before the next step takes them (mimalloc's default is 10 ms) cost a tenth of its time and more.
-    command.env("MIMALLOC_PURGE_DELAY", "60000");
+    command.env(super::ALLOCATOR.0, super::ALLOCATOR.1);
     command.envs(launch.env.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::from(read)).stdout(Stdio::piped());
     command.stderr(Stdio::from(log.try_clone().map_err(fail)?));

@@ -143,6 +143,7 @@ impl Slurm {
         command.arg(format!("--job-name={}", ticket.name)).arg(format!("--comment={}", order.stage));
         command.arg(format!("--output={}", launch.log.display().to_string().replace('%', "%%")));
         command.args(submit::options(order.resources, order.ranks)).arg(&script);
+        command.env(super::ALLOCATOR.0, super::ALLOCATOR.1);
         command.envs(launch.env.iter().map(|(name, value)| (name, value)));
         let answer = match ask(&mut command) {
             Ok(answer) => answer,
