@@ -14,7 +14,8 @@
 //! ```
 //!
 //! [`Store::enter`] answers [`Entry::Hit`] or [`Entry::Miss`] with a [`Slot`]; a slot that is [`Prepared`] and
-//! stored, as [`Slot::commit`] does, is the only way in. A crash at any moment leaves a miss. The store knows nothing of kinds or graphs.
+//! stored, as [`Slot::commit`] does, is the only way in. A crash at any moment leaves a miss. The store
+//! knows nothing of kinds or graphs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
