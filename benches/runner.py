@@ -160,7 +160,7 @@ def large(args, table):
 def slurm(args):
     """The two-node Slurm of the tests, and the environment in which it is found."""
     scripts = Path(__file__).resolve().parent.parent / "tests" / "slurm"
-    cluster = place(args, "slurm")
+    cluster = Path(tempfile.mkdtemp(prefix="slurm-", dir=args.dir))
     subprocess.run([scripts / "start.sh", cluster, "24817"], check=True, stdout=subprocess.DEVNULL)
     try:
         yield {**os.environ, "SLURM_CONF": str(cluster / "slurm.conf")}

@@ -12,4 +12,10 @@ for name in n0 n1 ctld munged; do
   for _ in $(seq 50); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
   kill -9 "$pid" 2>/dev/null
 done
+# Steps whose `srun` was killed wait for a controller that is gone.
+for pid in $(pgrep -x slurmstepd); do
+  case $(readlink "/proc/$pid/fd/3") in
+    "$1"/log/*) pkill -9 -P "$pid"; kill -9 "$pid" ;;
+  esac
+done
 exit 0
