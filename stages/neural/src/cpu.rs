@@ -3,8 +3,8 @@
 //! burn-flex runs one operation after another on one core, and a small model spends more time in
 //! element-wise passes than in products. These do a norm, a SwiGLU, a whole attention, a layer with its
 //! adapter or the head with its cross entropy in one pass with all cores. Adapters driven through wgpu
-//! take the same formulas as plain tensor operations (`model::{norm, mlp, attention}`), which are also what
-//! the tests hold these against.
+//! take the same formulas from `model::{norm, mlp}`, `packed_linear` and `chunked_attention`, which are also
+//! what the tests hold these against.
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};

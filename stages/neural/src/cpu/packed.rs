@@ -97,39 +97,30 @@ impl Packed<'_> {
 
 /// Eight codes a word, a scale a block; `first` and the end of `to` may lie inside a block.
 fn nf4(words: &[u32], scales: &[f32], first: usize, to: &mut [f32]) {
-    let one = |at: usize| CODEBOOK[(words[at / 8] >> (4 * (at % 8)) & 15) as usize] * scales[at / BLOCK];
-    let head = (first.next_multiple_of(BLOCK) - first).min(to.len());
-    let (start, to) = to.split_at_mut(head);
-    start.iter_mut().enumerate().for_each(|(at, to)| *to = one(first + at));
-    let block = (first + head) / BLOCK;
-    let whole = to.len() / BLOCK;
-    let (blocks, end) = to.split_at_mut(whole * BLOCK);
-    nf4_blocks(&words[block * (BLOCK / 8)..][..whole * (BLOCK / 8)], &scales[block..][..whole], blocks);
-    let at = (block + whole) * BLOCK;
-    end.iter_mut().enumerate().for_each(|(k, to)| *to = one(at + k));
-}
-
-/// Whole blocks.
-fn nf4_blocks(words: &[u32], scales: &[f32], to: &mut [f32]) {
+    let each = |first: usize, to: &mut [f32]| {
+        for (at, to) in (first..).zip(to) {
+            *to = CODEBOOK[(words[at / 8] >> (4 * (at % 8)) & 15) as usize] * scales[at / BLOCK];
+        }
+    };
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
+        let (start, to) = to.split_at_mut((first.next_multiple_of(BLOCK) - first).min(to.len()));
+        let (block, whole) = ((first + start.len()) / BLOCK, to.len() / BLOCK);
+        let (blocks, end) = to.split_at_mut(whole * BLOCK);
+        let words = &words[block * (BLOCK / 8)..][..whole * (BLOCK / 8)];
+        each(first, start);
         // SAFETY: the processor was just asked for the feature.
-        unsafe { nf4_blocks_avx2(words, scales, to) };
+        unsafe { nf4_blocks(words, &scales[block..][..whole], blocks) };
+        each((block + whole) * BLOCK, end);
         return;
     }
-    for ((to, words), &scale) in to.chunks_exact_mut(BLOCK).zip(words.chunks_exact(BLOCK / 8)).zip(scales) {
-        for (to, word) in to.chunks_exact_mut(8).zip(words) {
-            for (k, to) in to.iter_mut().enumerate() {
-                *to = CODEBOOK[(word >> (4 * k) & 15) as usize] * scale;
-            }
-        }
-    }
+    each(first, to);
 }
 
-/// The same with the codebook in two registers.
+/// Whole blocks, with the codebook in two registers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn nf4_blocks_avx2(words: &[u32], scales: &[f32], to: &mut [f32]) {
+fn nf4_blocks(words: &[u32], scales: &[f32], to: &mut [f32]) {
     use std::arch::x86_64::{
         _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_permutevar8x32_ps,
         _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_slli_epi32, _mm256_srlv_epi32,
