@@ -3,7 +3,7 @@
 //! weights of a chunk again ("Self-attention does not need O(n²) memory", arXiv 2112.05682) from q, k and v.
 //!
 //! Query heads that share a key-value head are stacked along time for the products, so that keys and values
-//! are never repeated. Softmax is computed in f32, products in the type of q.
+//! are never repeated. Softmax is computed in f32, and rounded to the type of q, as the products are.
 //! It serves adapters driven through wgpu; the CPU backend has [`crate::cpu::attention`].
 
 use std::ops::Range;
@@ -14,6 +14,8 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Cube, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{FloatDType, Shape, Slice, Tensor};
+
+use crate::fused::RowOps;
 
 /// Weights of a chunk: 128 MiB in f32, the least that WebGPU promises of one buffer.
 const CHUNK: usize = 32 << 20;
@@ -53,20 +55,32 @@ pub trait AttentionOps: Backend {
         v: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         tokens: usize,
+    ) -> FloatTensor<Self>;
+}
+
+impl AttentionOps for Flex {
+    fn chunked_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        tokens: usize,
     ) -> FloatTensor<Self> {
-        let chunks = Chunks::<Self> { q, k, v, bias, tokens };
-        let parts = chunks.ranges().map(|tokens| {
-            let chunk = chunks.chunk(&tokens);
-            let dtype = chunks.q.dtype().into();
-            let weights = chunk.stacked(Self::float_cast(chunk.weights(), dtype));
-            chunk.unstacked(Self::float_matmul(weights, chunk.v.clone()))
-        });
-        joined::<Self>(parts.collect())
+        Chunks::<Self> { q, k, v, bias, tokens }.forward()
     }
 }
 
-impl AttentionOps for Flex {}
-impl AttentionOps for Cube {}
+impl AttentionOps for Cube {
+    fn chunked_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        tokens: usize,
+    ) -> FloatTensor<Self> {
+        Chunks::<Self> { q, k, v, bias, tokens }.forward()
+    }
+}
 
 /// What goes into the operation.
 #[derive(Clone, Debug)]
@@ -91,7 +105,16 @@ struct Chunk<B: Backend> {
     tokens: usize,
 }
 
-impl<B: Backend> Chunks<B> {
+impl<B: RowOps> Chunks<B> {
+    fn forward(&self) -> FloatTensor<B> {
+        let parts = self.ranges().map(|tokens| {
+            let chunk = self.chunk(&tokens);
+            let weights = chunk.stacked(chunk.weights());
+            chunk.unstacked(B::float_matmul(weights, chunk.v.clone()))
+        });
+        joined::<B>(parts.collect())
+    }
+
     fn ranges(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + use<B> {
         let (time, tokens) = (self.q.shape()[2], self.tokens.max(1));
         (0..time.div_ceil(tokens)).map(move |at| at * tokens..((at + 1) * tokens).min(time))
@@ -151,7 +174,7 @@ struct Found<B: Backend> {
     v: FloatTensor<B>,
 }
 
-impl<B: Backend> Chunk<B> {
+impl<B: RowOps> Chunk<B> {
     /// `[batch, heads, tokens, x]` → `[batch, kv_heads, group·tokens, x]`
     fn stacked(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         let ([batch, heads, tokens, width], kv_heads) = (x.shape().dims(), self.k.shape()[1]);
@@ -165,25 +188,19 @@ impl<B: Backend> Chunk<B> {
         B::float_reshape(x, Shape::new([batch, heads, self.tokens, width]))
     }
 
-    /// Softmax of the scores, f32, `[batch, heads, tokens, keys]`.
+    /// Softmax of the scores, `[batch, heads, tokens, keys]`.
     fn weights(&self) -> FloatTensor<B> {
         let scores = B::float_matmul(self.q.clone(), B::float_transpose(self.k.clone()));
-        let scores = B::float_cast(self.unstacked(scores), FloatDType::F32);
-        B::softmax(B::float_add(scores, self.bias.clone()), 3)
+        B::masked_softmax(self.unstacked(scores), self.bias.clone())
     }
 
     /// With p the weights: ∂v = pᵀ·∂y, ∂p = ∂y·vᵀ, ∂s = p∘(∂p − Σ p∘∂p), ∂q = ∂s·k, ∂k = ∂sᵀ·q.
     fn backward(&self, dy: &FloatTensor<B>) -> Found<B> {
-        let dtype = self.q.dtype().into();
         let dy = self.stacked(dy.clone());
-        let p = self.weights();
-        let cast = self.stacked(B::float_cast(p.clone(), dtype));
-        let dv = B::float_matmul(B::float_transpose(cast), dy.clone());
+        let p = self.stacked(self.weights());
+        let dv = B::float_matmul(B::float_transpose(p.clone()), dy.clone());
         let dp = B::float_matmul(dy, B::float_transpose(self.v.clone()));
-        let dp = B::float_cast(self.unstacked(dp), FloatDType::F32);
-        let along = B::float_sum_dim(B::float_mul(p.clone(), dp.clone()), 3);
-        let ds = B::float_mul(p, B::float_sub(dp, along));
-        let ds = self.stacked(B::float_cast(ds, dtype));
+        let ds = B::softmax_backward(p, dp);
         Found {
             q: B::float_matmul(ds.clone(), self.k.clone()),
             k: B::float_matmul(B::float_transpose(ds), self.q.clone()),
@@ -214,7 +231,7 @@ fn joined<B: Backend>(mut parts: Vec<FloatTensor<B>>) -> FloatTensor<B> {
 #[derive(Debug)]
 struct ChunkedAttentionBackward;
 
-impl<B: AttentionOps> Backward<B, 3> for ChunkedAttentionBackward {
+impl<B: RowOps> Backward<B, 3> for ChunkedAttentionBackward {
     type State = Chunks<B>;
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -228,7 +245,7 @@ impl<B: AttentionOps> Backward<B, 3> for ChunkedAttentionBackward {
     }
 }
 
-impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
+impl<B: AttentionOps + RowOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
     fn chunked_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

@@ -55,37 +55,6 @@ pub fn serves<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && tensor.device().inner() == burn::tensor::Device::flex()
 }
 
-/// x / √(mean(x²) + ε) · w
-///
-/// # Shapes
-/// x `[n, hidden]`, weight `[hidden]` → `[n, hidden]`
-#[must_use]
-pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_rms_norm(
-        x.into_dispatch(),
-        weight.into_dispatch(),
-        epsilon,
-    ))
-}
-
-/// silu(gate)∘up
-///
-/// # Shapes
-/// gate, up `[n, intermediate]` → the same
-#[must_use]
-pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_swiglu(gate.into_dispatch(), up.into_dispatch()))
-}
-
-/// x∘factor: a gain for every output of a layer.
-///
-/// # Shapes
-/// x `[n, out]`, factor `[out]` → `[n, out]`
-#[must_use]
-pub fn scale_columns(x: Tensor<2>, factor: Tensor<1>) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as CpuOps>::cpu_scale_columns(x.into_dispatch(), factor.into_dispatch()))
-}
-
 /// Causal attention with rotary positions.
 ///
 /// # Shapes
@@ -153,15 +122,6 @@ pub fn linear(x: Tensor<2>, weight: Weight<Dispatch>, beside: Beside<Dispatch>) 
 /// The operations, as burn dispatches them.
 #[backend_extension(Flex, Autodiff)]
 pub trait CpuOps: Backend {
-    /// See [`rms_norm`].
-    fn cpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self>;
-
-    /// See [`swiglu`].
-    fn cpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// See [`scale_columns`].
-    fn cpu_scale_columns(x: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self>;
-
     /// See [`attention`].
     fn cpu_attention(
         q: FloatTensor<Self>,
@@ -204,21 +164,6 @@ fn like(values: Vec<f32>, tensor: &Primitive) -> Primitive {
 }
 
 impl CpuOps for Flex {
-    fn cpu_rms_norm(x: Primitive, weight: Primitive, epsilon: f64) -> Primitive {
-        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-        like(rows::rms_norm(floats(&x), floats(&weight), epsilon as f32), &x)
-    }
-
-    fn cpu_swiglu(gate: Primitive, up: Primitive) -> Primitive {
-        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        like(rows::swiglu(floats(&gate), floats(&up)), &gate)
-    }
-
-    fn cpu_scale_columns(x: Primitive, factor: Primitive) -> Primitive {
-        let (x, factor) = (x.to_contiguous(), factor.to_contiguous());
-        like(rows::scale_columns(floats(&x), floats(&factor)), &x)
-    }
-
     fn cpu_attention(
         q: Primitive,
         k: Primitive,

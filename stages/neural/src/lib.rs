@@ -2,7 +2,8 @@
 //!
 //! * [`device`]: opening adapters; the only file that names wgpu.
 //! * [`model`]: the Llama family, from a model folder; [`adapter`]: LoRA and DoRA on its layers.
-//! * [`packed_linear`]: products with quantized weights; [`cpu`]: fused operations of the CPU backend.
+//! * [`packed_linear`]: products with quantized weights; [`fused`]: row-wise operations in one pass, on every
+//!   backend; [`chunked_attention`]; [`cpu`]: larger operations of the CPU backend.
 //! * [`batch`], [`loss`], [`loss_scale`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`ranks`], [`slabs`], [`shards`], [`trainer`],
 //!   [`state`], [`metrics`], [`tensorboard`], [`watch`], [`sum`]: the parts of training; [`generate`]: greedy generation; [`mod@answer`]: the same for a person.
 //! * [`mod@train`], [`merge`], [`evaluate`]: the stage kinds, thin: load, call the parts, write.
@@ -18,6 +19,7 @@ pub mod chunked_attention;
 pub mod cpu;
 pub mod device;
 pub mod evaluate;
+pub mod fused;
 pub mod generate;
 pub mod groups;
 pub mod loss;

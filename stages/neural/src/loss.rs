@@ -5,9 +5,10 @@
 //! row chunk by row chunk, on tensors without autodiff. Knows no model: hidden states, a weight and
 //! targets come in. (The same idea as Liger-Kernel's fused linear cross entropy, arXiv 2410.10989.)
 
-use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 use crate::cpu::{self, loss::Wanted};
+use crate::fused;
 use crate::sum::total;
 
 /// Elements of the logits of one chunk: 32 MiB in f32.
@@ -44,9 +45,8 @@ pub fn cross_entropy(
     }
     let (mut sums, mut hidden, mut weight) = (Vec::new(), Vec::new(), None::<Tensor<2>>);
     for (h, targets) in chunks(h, w, targets) {
-        let (g, nll) = softmax_gradient(logits(&h, w), targets, factor);
+        let (g, nll) = fused::cross_entropy(logits(&h, w), targets, factor, w.dtype().into());
         sums.push(total(nll));
-        let g = g.cast(w.dtype());
         if weight_grad {
             let part = g.clone().transpose().matmul(h.clone());
             weight = Some(match weight {
@@ -66,39 +66,12 @@ pub fn nll(h: &Tensor<2>, w: &Tensor<2>, targets: &Tensor<1, Int>) -> Tensor<1> 
         return cpu::head(h.clone(), w.clone(), targets.clone(), 0.0, Wanted::Loss).nll;
     }
     let parts = chunks(h, w, targets)
-        .map(|(h, targets)| softmax(logits(&h, w), &targets.unsqueeze_dim(1)).nll.squeeze_dim(1));
+        .map(|(h, targets)| fused::cross_entropy(logits(&h, w), targets, 0.0, w.dtype().into()).1);
     joined(parts.collect())
 }
 
 fn logits(h: &Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
-    h.clone().matmul(w.clone().transpose()).cast(DType::F32)
-}
-
-/// factor · (softmax − onehot), `[n, vocab]`, and the negative log likelihoods, `[n]`.
-fn softmax_gradient(logits: Tensor<2>, targets: Tensor<1, Int>, factor: f64) -> (Tensor<2>, Tensor<1>) {
-    let targets = targets.unsqueeze_dim(1);
-    let Softmax { nll, exp, norm } = softmax(logits, &targets);
-    let one = Tensor::<2>::full([exp.dims()[0], 1], -factor, &exp.device());
-    let g = (exp * (norm.recip() * factor)).scatter(1, targets, one, IndexingUpdateOp::Add);
-    (g, nll.squeeze_dim(1))
-}
-
-struct Softmax {
-    /// `[n, 1]`
-    nll: Tensor<2>,
-    /// `exp(logits − max)`, `[n, vocab]`
-    exp: Tensor<2>,
-    /// its row sums, `[n, 1]`
-    norm: Tensor<2>,
-}
-
-fn softmax(logits: Tensor<2>, targets: &Tensor<2, Int>) -> Softmax {
-    let max = logits.clone().max_dim(1);
-    let shifted = logits - max;
-    let picked = shifted.clone().gather(1, targets.clone());
-    let exp = shifted.exp();
-    let norm = exp.clone().sum_dim(1);
-    Softmax { nll: norm.clone().log() - picked, exp, norm }
+    h.clone().matmul(w.clone().transpose())
 }
 
 fn chunks<'a>(

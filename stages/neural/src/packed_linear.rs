@@ -22,7 +22,7 @@ use formats::int8::STEP;
 use formats::nf4::CODEBOOK;
 use formats::packed::Packed;
 
-use crate::cpu;
+use crate::{cpu, fused};
 
 /// What the words hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,15 +213,10 @@ impl PackedOps for Cube {
         layout: Layout,
         dtype: FloatDType,
     ) -> FloatTensor<Self> {
-        use cubecl::ir::{ElemType, FloatKind};
         use cubecl::prelude::CubeDim;
         let (client, device) = (words.client.clone(), words.device.clone());
         let out = Self::float_empty(Shape::new([layout.rows, layout.columns]), &device, dtype);
-        let kind = ElemType::Float(match dtype {
-            FloatDType::F16 => FloatKind::F16,
-            FloatDType::BF16 => FloatKind::BF16,
-            _ => FloatKind::F32,
-        });
+        let kind = fused::kind(dtype);
         let count = words.shape().num_elements();
         let dim = CubeDim::new(&client, count);
         let cubes = cubecl::calculate_cube_count_elemwise(&client, count, dim);

@@ -17,6 +17,7 @@ use neural::adapter::{Adapter, Terms, fuse, row_norms};
 use neural::batch::{self, SplitMix64};
 use neural::chunked_attention::in_chunks;
 use neural::cpu::{self, attention::Heads};
+use neural::fused;
 use neural::generate;
 use neural::model::attention::Mask;
 use neural::model::linear::Base;
@@ -331,7 +332,7 @@ fn rope_is_the_formula(device: &Device) {
     for _ in 0..6 {
         let start = numbers.below(5000) as usize;
         let x = random(numbers.next(), 2 * dim, 1.0);
-        let turned = read(rope.part(start, 1, device).turn(tensor(&x, [1, 1, 2, dim], device)));
+        let turned = read(rope.part(start, 1, device).turn(tensor(&x, [1, 1, 2, dim], device), 1.0));
         for (head, turned) in x.chunks(dim).zip(turned.chunks(dim)) {
             for k in 0..dim / 2 {
                 let angle = start as f64 * config.rope_theta.powf(-2.0 * k as f64 / dim as f64);
@@ -474,7 +475,7 @@ fn the_fused_swiglu_equals_the_plain_one() {
     let result = |fused: bool| {
         let [gate, up] = [&gate, &up].map(|x| tensor(x, [n, width], &device).autodiff().require_grad());
         let y = if fused {
-            cpu::swiglu(gate.clone(), up.clone())
+            fused::swiglu(gate.clone(), up.clone())
         } else {
             activation::silu(gate.clone()) * up.clone()
         };
@@ -495,7 +496,7 @@ fn the_fused_gain_equals_the_plain_one() {
         let x = tensor(&x, [n, width], &device).autodiff().require_grad();
         let factor = tensor(&factor, [width], &device).autodiff().require_grad();
         let y = if fused {
-            cpu::scale_columns(x.clone(), factor.clone())
+            fused::scale_columns(x.clone(), factor.clone())
         } else {
             x.clone() * factor.clone().unsqueeze_dim(0)
         };

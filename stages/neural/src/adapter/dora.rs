@@ -4,11 +4,11 @@
 //! The paper normalises columns because its W is transposed; here and in PEFT they are the rows of
 //! `[out, in]`. The norm is a constant to the gradient (section 4.3).
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::{Lora, Terms};
-use crate::cpu;
+use crate::fused::scale_columns;
 use crate::model::linear::Base;
 
 /// y = g·(Wx + s·B(Ax)), g = m/n, n = ‖W + sBA‖ by row
@@ -40,11 +40,11 @@ impl Dora {
         self.norm = self.terms.norm(&self.lora.base_norm, self.lora.scale);
     }
 
-    /// g − 1 = (m − n)/n, `[1, out]`: exactly 0 where m = n, whatever the device's division does,
-    /// so that a fresh adapter changes nothing.
-    fn gain(&self) -> Tensor<2> {
+    /// g − 1 = (m − n)/n, `[out]`: exactly 0 where m = n, whatever the device's division does, so that
+    /// a fresh adapter changes nothing.
+    fn gain(&self) -> Tensor<1> {
         let norm = self.norm.clone().clamp_min(f64::from(f32::MIN_POSITIVE));
-        ((self.magnitude.clone() - self.norm.clone()) / norm).unsqueeze_dim(0)
+        (self.magnitude.clone() - self.norm.clone()) / norm
     }
 
     /// With dropout the base's share that the magnitude adds, (g − 1)·Wx, sees dropout(x) as well:
@@ -57,22 +57,13 @@ impl Dora {
         let gain = self.gain();
         if self.lora.dropout.active() {
             let dropped = self.lora.dropout.apply(x.clone());
-            let moved = scaled(base.product(dropped.clone()), gain.clone());
-            return base.product(x) + moved + scaled(self.lora.branch(dropped), gain + 1.0);
+            let moved = scale_columns(base.product(dropped.clone()), gain.clone());
+            return base.product(x) + moved + scale_columns(self.lora.branch(dropped), gain + 1.0);
         }
         let gain = gain + 1.0;
-        let fused = self.lora.fused(base, &x, Some(gain.clone().squeeze_dim(0)));
-        fused.unwrap_or_else(|| scaled(base.product(x.clone()) + self.lora.branch(x), gain))
+        let fused = self.lora.fused(base, &x, Some(gain.clone()));
+        fused.unwrap_or_else(|| scale_columns(base.product(x.clone()) + self.lora.branch(x), gain))
     }
-}
-
-/// y∘factor with one rounding to the type of y: a factor of 1.001 would be 1 in bf16.
-fn scaled(y: Tensor<2>, factor: Tensor<2>) -> Tensor<2> {
-    if cpu::serves(&y) {
-        return cpu::scale_columns(y, factor.squeeze_dim(0));
-    }
-    let dtype = y.dtype();
-    (y.cast(DType::F32) * factor).cast(dtype)
 }
 
 /// Rescales every row to its magnitude: W ← (m/‖W‖)·W. A row of zeros stays.

@@ -78,8 +78,14 @@ widest! {
     }
 }
 
-/// ∂x = r·(w∘∂y − x·r²·mean(x∘w∘∂y)), ∂w = Σ rows ∂y∘x·r
-pub fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+/// ∂x = r·(w∘∂y − x·r²·mean(x∘w∘∂y)), and if it is wanted ∂w = Σ rows ∂y∘x·r.
+pub fn rms_norm_backward(
+    x: &[f32],
+    weight: &[f32],
+    epsilon: f32,
+    dy: &[f32],
+    weight_wanted: bool,
+) -> (Vec<f32>, Option<Vec<f32>>) {
     let columns = weight.len();
     let mut dx = vec![0.0; x.len()];
     let task = rows_a_task(columns) * columns;
@@ -87,18 +93,17 @@ pub fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32]) ->
         .par_chunks_mut(task)
         .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
         .map(|(dx, (x, dy))| {
-            let mut dw = vec![0.0f32; columns];
+            let mut dw = vec![0.0f32; if weight_wanted { columns } else { 0 }];
             rms_norm_backward_rows(x, weight, epsilon, dy, dx, &mut dw);
             dw
         })
         .collect();
-    (dx, summed(parts, columns))
+    (dx, weight_wanted.then(|| summed(parts, columns)))
 }
 
 widest! {
     fn rms_norm_backward_rows(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
         let columns = weight.len();
-        let dw = &mut dw[..columns];
         let rows = x.chunks_exact(columns).zip(dy.chunks_exact(columns));
         for (dx, (x, dy)) in dx.chunks_exact_mut(columns).zip(rows) {
             let r = inverse_rms(x, epsilon);
@@ -108,7 +113,9 @@ widest! {
             let along = sum2(x, dx, |x, wdy| x * wdy) * r * r / columns as f32;
             for k in 0..columns {
                 dx[k] = r * (dx[k] - x[k] * along);
-                dw[k] += dy[k] * x[k] * r;
+            }
+            for (dw, (x, dy)) in dw.iter_mut().zip(x.iter().zip(dy)) {
+                *dw += dy * x * r;
             }
         }
     }

@@ -9,52 +9,7 @@ use burn::backend::{Autodiff, AutodiffBackend, Flex};
 
 use super::attention::{self, Heads, Mixed, Seen, Turn};
 use super::layer::{Beside, Layer, Weight};
-use super::{CpuOps, Primitive, floats, like, loss, rows};
-
-#[derive(Debug)]
-struct RmsNormBackward;
-
-impl Backward<Flex, 2> for RmsNormBackward {
-    type State = (Primitive, Primitive, f64);
-
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
-        let (x, weight, epsilon) = ops.state;
-        let (dx, dw) = rows::rms_norm_backward(floats(&x), floats(&weight), epsilon as f32, floats(&dy));
-        register(grads, ids, [(dx, &x), (dw, &weight)]);
-    }
-}
-
-#[derive(Debug)]
-struct SwigluBackward;
-
-impl Backward<Flex, 2> for SwigluBackward {
-    type State = [Primitive; 2];
-
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
-        let [gate, up] = ops.state;
-        let (dgate, dup) = rows::swiglu_backward(floats(&gate), floats(&up), floats(&dy));
-        register(grads, ids, [(dgate, &gate), (dup, &up)]);
-    }
-}
-
-#[derive(Debug)]
-struct ScaleColumnsBackward;
-
-impl Backward<Flex, 2> for ScaleColumnsBackward {
-    type State = [Primitive; 2];
-
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let ids = ops.parents.map(|parent| parent.map(|node| node.id));
-        let [x, factor] = ops.state;
-        let (dx, dw) = rows::scale_columns_backward(floats(&x), floats(&factor), floats(&dy));
-        register(grads, ids, [(dx, &x), (dw, &factor)]);
-    }
-}
+use super::{CpuOps, Primitive, floats, like, loss};
 
 /// Of x, and with an adapter of a, b and the gain, in this order: as many as are tensors of the layer.
 #[derive(Debug)]
@@ -123,36 +78,6 @@ fn linear<const N: usize, C: CheckpointStrategy>(
 }
 
 impl<C: CheckpointStrategy> CpuOps for Autodiff<Flex, C> {
-    fn cpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
-        let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
-        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-        let y = Flex::cpu_rms_norm(x.clone(), weight.clone(), epsilon);
-        match RmsNormBackward.prepare::<C>([x_node, weight_node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((x, weight, epsilon), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
-    }
-
-    fn cpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let ((gate, gate_node), (up, up_node)) = (gate.into_parts(), up.into_parts());
-        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        let y = Flex::cpu_swiglu(gate.clone(), up.clone());
-        match SwigluBackward.prepare::<C>([gate_node, up_node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish([gate, up], y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
-    }
-
-    fn cpu_scale_columns(x: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
-        let ((x, x_node), (factor, factor_node)) = (x.into_parts(), factor.into_parts());
-        let (x, factor) = (x.to_contiguous(), factor.to_contiguous());
-        let y = Flex::cpu_scale_columns(x.clone(), factor.clone());
-        match ScaleColumnsBackward.prepare::<C>([x_node, factor_node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish([x, factor], y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
-    }
-
     fn cpu_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

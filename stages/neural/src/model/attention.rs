@@ -196,12 +196,11 @@ impl Attention {
         let q = q.reshape([batch, time, self.heads, dim]);
         let k = k.reshape([batch, time, self.kv_heads, dim]);
         let v = v.reshape([batch, time, self.kv_heads, dim]);
-        let (q, k) = (mask.rope.turn(q).swap_dims(1, 2), mask.rope.turn(k).swap_dims(1, 2));
+        let (q, k) = (mask.rope.turn(q, (dim as f64).powf(-0.5)), mask.rope.turn(k, 1.0));
         let (k, v) = match cache {
             None => (k, v.swap_dims(1, 2)),
             Some(cache) => cache.extend(k, v.swap_dims(1, 2)),
         };
-        let q = q * (dim as f64).powf(-0.5);
         let mixed = chunked_attention::attention(q, [k, v], mask.bias()).swap_dims(1, 2);
         mixed.reshape([batch * time, self.heads * dim])
     }

@@ -1,9 +1,9 @@
 //! The feed-forward half of a block: SwiGLU (Shazeer, arXiv 2002.05202), as in `LlamaMLP`.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use super::Linear;
-use crate::cpu;
+use crate::fused;
 
 /// y = down( silu(gate(x)) ∘ up(x) )
 #[derive(Clone, Debug)]
@@ -22,7 +22,6 @@ impl Mlp {
     #[must_use]
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let (gate, up) = (self.gate.forward(x.clone()), self.up.forward(x));
-        let mixed = if cpu::serves(&gate) { cpu::swiglu(gate, up) } else { activation::silu(gate) * up };
-        self.down.forward(mixed)
+        self.down.forward(fused::swiglu(gate, up))
     }
 }

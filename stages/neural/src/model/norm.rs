@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 
-use crate::cpu;
+use crate::fused;
 
 /// y = x / √(mean(x²) + ε) · w
 #[derive(Clone, Debug)]
@@ -20,10 +20,7 @@ impl RmsNorm {
     /// x `[n, hidden]` → `[n, hidden]`
     #[must_use]
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        if cpu::serves(&x) {
-            return cpu::rms_norm(x, self.weight.clone(), self.epsilon);
-        }
-        self.plain(x)
+        fused::rms_norm(x, self.weight.clone(), self.epsilon)
     }
 
     /// The same from plain operations, in f32.

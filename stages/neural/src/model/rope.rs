@@ -7,6 +7,8 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use formats::config::{LlamaConfig, RopeScaling};
 
+use crate::fused;
+
 /// The frequencies of a model's channels.
 #[derive(Clone, Debug)]
 pub struct Rope {
@@ -68,17 +70,14 @@ impl RopePart {
         [self.cos.clone(), self.sin.clone()]
     }
 
-    /// Turns every head: x∘cos + swap(x)∘sin, where swap exchanges the halves of a head.
+    /// Turns every head by its position, times `scale`, and moves the heads in front of time: see
+    /// [`fused::turn`].
     ///
     /// # Shapes
-    /// x `[batch, time, heads, head_dim]`, the same back
+    /// x `[batch, time, heads, head_dim]` → `[batch, heads, time, head_dim]`
     #[must_use]
-    pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
-        let (dim, dtype) = (x.dims()[3], x.dtype());
-        let (cos, sin) = (self.cos.clone().cast(dtype), self.sin.clone().cast(dtype));
-        let low = x.clone().slice_dim(3, 0..dim / 2);
-        let high = x.clone().slice_dim(3, dim / 2..dim);
-        x * cos + Tensor::cat(vec![high, low], 3) * sin
+    pub fn turn(&self, x: Tensor<4>, scale: f64) -> Tensor<4> {
+        fused::turn(x, self.tables(), scale)
     }
 }
 
