@@ -112,8 +112,12 @@ pub trait RowOps: Backend {
     ) -> [FloatTensor<Self>; 2];
 
     /// See [`turn`]; `back` is the gradient of it: `[batch, heads, time, dim]` → `[batch, time, heads, dim]`.
-    fn turn(x: FloatTensor<Self>, tables: [FloatTensor<Self>; 2], scale: f64, back: bool)
-    -> FloatTensor<Self>;
+    fn turn(
+        x: FloatTensor<Self>,
+        tables: [FloatTensor<Self>; 2],
+        scale: f64,
+        back: bool,
+    ) -> FloatTensor<Self>;
 
     /// softmax(scores + bias) of every row in the type of the scores.
     ///

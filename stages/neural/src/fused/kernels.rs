@@ -1,5 +1,5 @@
-//! The kernels, in CubeCL. A cube takes a row where something is summed along it, else a unit an element.
-//! Inputs are contiguous.
+//! The kernels, in CubeCL. A cube takes a row where something is summed along it, else a unit takes a vector
+//! of N elements. Inputs are contiguous; sizes of rows (`width`) and positions count vectors.
 
 use cubecl::prelude::*;
 
@@ -11,6 +11,36 @@ const LAST: usize = 8;
 #[cube]
 fn row_of_cube(rows: u32) -> usize {
     min(CUBE_POS, rows as usize - 1)
+}
+
+#[cube]
+fn floats<F: Float, N: Size>(x: Vector<F, N>) -> Vector<f32, N> {
+    Vector::cast_from(x)
+}
+
+#[cube]
+fn all<N: Size>(value: f32) -> Vector<f32, N> {
+    Vector::new(value)
+}
+
+#[cube]
+fn sum<N: Size>(values: Vector<f32, N>) -> f32 {
+    let mut sum = values.extract(0usize);
+    #[unroll]
+    for k in 1..N::value() {
+        sum += values.extract(k);
+    }
+    sum
+}
+
+#[cube]
+fn max_of<N: Size>(values: Vector<f32, N>) -> f32 {
+    let mut largest = values.extract(0usize);
+    #[unroll]
+    for k in 1..N::value() {
+        largest = f32::max(largest, values.extract(k));
+    }
+    largest
 }
 
 /// The sum over the units of a cube, given to each; in an order that is the same every time.
@@ -59,123 +89,153 @@ fn cube_max(value: f32, #[comptime] units: usize) -> f32 {
     max
 }
 
+/// 1/√(mean(x²) + ε)
+#[cube]
+fn inverse_rms<N: Size>(squares: f32, width: usize, epsilon: f32, #[comptime] units: usize) -> f32 {
+    1.0f32 / (cube_sum(squares, units) / (width * N::value()) as f32 + epsilon).sqrt()
+}
+
 #[cube(launch_unchecked)]
-pub fn rms_norm<F: Float>(
-    x: &[F],
-    weight: &[f32],
-    y: &mut [F],
+pub fn rms_norm<F: Float, N: Size>(
+    x: &[Vector<F, N>],
+    weight: &[Vector<f32, N>],
+    y: &mut [Vector<F, N>],
     rows: u32,
+    width: u32,
     epsilon: f32,
     #[comptime] units: usize,
     #[define(F)] _float: ElemType,
 ) {
-    let columns = weight.len();
-    let from = row_of_cube(rows) * columns;
-    let mut squares = 0.0f32;
+    let width = width as usize;
+    let from = row_of_cube(rows) * width;
+    let mut squares = all::<N>(0.0f32);
     let mut k = UNIT_POS as usize;
-    while k < columns {
-        let x = f32::cast_from(x[from + k]);
+    while k < width {
+        let x = floats::<F, N>(x[from + k]);
         squares += x * x;
         k += units;
     }
-    let r = 1.0f32 / (cube_sum(squares, units) / columns as f32 + epsilon).sqrt();
+    let r = inverse_rms::<N>(sum::<N>(squares), width, epsilon, units);
     let mut k = UNIT_POS as usize;
-    while k < columns {
-        y[from + k] = F::cast_from(f32::cast_from(x[from + k]) * r * weight[k]);
+    while k < width {
+        y[from + k] = Vector::cast_from(floats::<F, N>(x[from + k]) * all::<N>(r) * weight[k]);
         k += units;
     }
 }
 
 #[cube(launch_unchecked)]
-pub fn rms_norm_backward<F: Float>(
-    x: &[F],
-    weight: &[f32],
-    dy: &[F],
-    dx: &mut [F],
+pub fn rms_norm_backward<F: Float, N: Size>(
+    x: &[Vector<F, N>],
+    weight: &[Vector<f32, N>],
+    dy: &[Vector<F, N>],
+    dx: &mut [Vector<F, N>],
     rows: u32,
+    width: u32,
     epsilon: f32,
     #[comptime] units: usize,
     #[define(F)] _float: ElemType,
 ) {
-    let columns = weight.len();
-    let from = row_of_cube(rows) * columns;
-    let mut squares = 0.0f32;
-    let mut along = 0.0f32;
+    let width = width as usize;
+    let from = row_of_cube(rows) * width;
+    let mut squares = all::<N>(0.0f32);
+    let mut along = all::<N>(0.0f32);
     let mut k = UNIT_POS as usize;
-    while k < columns {
-        let x = f32::cast_from(x[from + k]);
+    while k < width {
+        let x = floats::<F, N>(x[from + k]);
         squares += x * x;
-        along += x * weight[k] * f32::cast_from(dy[from + k]);
+        along += x * weight[k] * floats::<F, N>(dy[from + k]);
         k += units;
     }
-    let r = 1.0f32 / (cube_sum(squares, units) / columns as f32 + epsilon).sqrt();
-    let along = cube_sum(along, units) * r * r / columns as f32;
+    let r = inverse_rms::<N>(sum::<N>(squares), width, epsilon, units);
+    let along = cube_sum(sum::<N>(along), units) * r * r / (width * N::value()) as f32;
     let mut k = UNIT_POS as usize;
-    while k < columns {
-        let toward = weight[k] * f32::cast_from(dy[from + k]);
-        dx[from + k] = F::cast_from(r * (toward - f32::cast_from(x[from + k]) * along));
+    while k < width {
+        let toward = weight[k] * floats::<F, N>(dy[from + k]);
+        let off = floats::<F, N>(x[from + k]) * all::<N>(along);
+        dx[from + k] = Vector::cast_from(all::<N>(r) * (toward - off));
         k += units;
     }
 }
 
-#[cube(launch_unchecked)]
-pub fn swiglu<F: Float>(gate: &[F], up: &[F], y: &mut [F], #[define(F)] _float: ElemType) {
-    let at = ABSOLUTE_POS;
-    if at < y.len() {
-        let gate = f32::cast_from(gate[at]);
-        y[at] = F::cast_from(gate / (1.0f32 + (-gate).exp()) * f32::cast_from(up[at]));
-    }
+#[cube]
+fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
+    all::<N>(1.0f32) / (all::<N>(1.0f32) + (-x).exp())
 }
 
 #[cube(launch_unchecked)]
-pub fn swiglu_backward<F: Float>(
-    gate: &[F],
-    up: &[F],
-    dy: &[F],
-    dgate: &mut [F],
-    dup: &mut [F],
+pub fn swiglu<F: Float, N: Size>(
+    gate: &[Vector<F, N>],
+    up: &[Vector<F, N>],
+    y: &mut [Vector<F, N>],
+    count: u32,
     #[define(F)] _float: ElemType,
 ) {
     let at = ABSOLUTE_POS;
-    if at < dy.len() {
-        let gate = f32::cast_from(gate[at]);
-        let dy = f32::cast_from(dy[at]);
-        let sigma = 1.0f32 / (1.0f32 + (-gate).exp());
-        let slope = sigma * (1.0f32 + gate * (1.0f32 - sigma));
-        dgate[at] = F::cast_from(dy * f32::cast_from(up[at]) * slope);
-        dup[at] = F::cast_from(dy * gate * sigma);
+    if at < count as usize {
+        let gate = floats::<F, N>(gate[at]);
+        y[at] = Vector::cast_from(gate * sigmoid::<N>(gate) * floats::<F, N>(up[at]));
     }
 }
 
 #[cube(launch_unchecked)]
-pub fn scale_columns<F: Float>(x: &[F], factor: &[f32], y: &mut [F], #[define(F)] _float: ElemType) {
+pub fn swiglu_backward<F: Float, N: Size>(
+    gate: &[Vector<F, N>],
+    up: &[Vector<F, N>],
+    dy: &[Vector<F, N>],
+    dgate: &mut [Vector<F, N>],
+    dup: &mut [Vector<F, N>],
+    count: u32,
+    #[define(F)] _float: ElemType,
+) {
     let at = ABSOLUTE_POS;
-    if at < y.len() {
-        y[at] = F::cast_from(f32::cast_from(x[at]) * factor[at % factor.len()]);
+    if at < count as usize {
+        let gate = floats::<F, N>(gate[at]);
+        let dy = floats::<F, N>(dy[at]);
+        let sigma = sigmoid::<N>(gate);
+        let one = all::<N>(1.0f32);
+        let slope = sigma * (one + gate * (one - sigma));
+        dgate[at] = Vector::cast_from(dy * floats::<F, N>(up[at]) * slope);
+        dup[at] = Vector::cast_from(dy * gate * sigma);
+    }
+}
+
+#[cube(launch_unchecked)]
+pub fn scale_columns<F: Float, N: Size>(
+    x: &[Vector<F, N>],
+    factor: &[Vector<f32, N>],
+    y: &mut [Vector<F, N>],
+    count: u32,
+    width: u32,
+    #[define(F)] _float: ElemType,
+) {
+    let at = ABSOLUTE_POS;
+    if at < count as usize {
+        y[at] = Vector::cast_from(floats::<F, N>(x[at]) * factor[at % width as usize]);
     }
 }
 
 /// Σ a∘b of each column over a piece of the rows: `[pieces, columns]`.
 #[cube(launch_unchecked)]
-pub fn column_dots<F: Float>(
-    a: &[F],
-    b: &[F],
-    sums: &mut [f32],
-    columns: u32,
+pub fn column_dots<F: Float, N: Size>(
+    a: &[Vector<F, N>],
+    b: &[Vector<F, N>],
+    sums: &mut [Vector<f32, N>],
+    count: u32,
+    width: u32,
     rows: u32,
     #[comptime] piece: usize,
     #[define(F)] _float: ElemType,
 ) {
     let at = ABSOLUTE_POS;
-    if at < sums.len() {
-        let columns = columns as usize;
-        let column = at % columns;
-        let from = at / columns * piece;
+    if at < count as usize {
+        let width = width as usize;
+        let column = at % width;
+        let from = at / width * piece;
         let to = min(from + piece, rows as usize);
-        let mut sum = 0.0f32;
+        let mut sum = all::<N>(0.0f32);
         for row in from..to {
-            let at = row * columns + column;
-            sum += f32::cast_from(a[at]) * f32::cast_from(b[at]);
+            let at = row * width + column;
+            sum += floats::<F, N>(a[at]) * floats::<F, N>(b[at]);
         }
         sums[at] = sum;
     }
@@ -184,152 +244,159 @@ pub fn column_dots<F: Float>(
 /// `outer` and `inner` are time and heads as they follow each other in x; `own` says whether every example
 /// has tables of its own.
 #[cube(launch_unchecked)]
-pub fn turn<F: Float>(
-    x: &[F],
-    cos: &[f32],
-    sin: &[f32],
-    y: &mut [F],
+pub fn turn<F: Float, N: Size>(
+    x: &[Vector<F, N>],
+    cos: &[Vector<f32, N>],
+    sin: &[Vector<f32, N>],
+    y: &mut [Vector<F, N>],
+    count: u32,
     outer: u32,
     inner: u32,
     scale: f32,
-    #[comptime] dim: usize,
+    #[comptime] width: usize,
     #[comptime] own: bool,
     #[comptime] back: bool,
     #[define(F)] _float: ElemType,
 ) {
     let at = ABSOLUTE_POS;
-    if at < y.len() {
+    if at < count as usize {
         let (outer, inner) = (outer as usize, inner as usize);
-        let k = at % dim;
-        let other = (k + dim / 2) % dim;
+        let k = at % width;
+        let other = (k + width / 2) % width;
         // in y inner comes first
-        let o = at / dim % outer;
-        let i = at / dim / outer % inner;
-        let example = at / dim / outer / inner;
-        let from = ((example * outer + o) * inner + i) * dim;
+        let o = at / width % outer;
+        let i = at / width / outer % inner;
+        let example = at / width / outer / inner;
+        let from = ((example * outer + o) * inner + i) * width;
         let mut row = if back { i } else { o };
         if own {
             row += example * if back { inner } else { outer };
         }
-        let table = row * dim;
+        let table = row * width;
         let sin = if back { sin[table + other] } else { sin[table + k] };
-        let turned = f32::cast_from(x[from + k]) * cos[table + k] + f32::cast_from(x[from + other]) * sin;
-        y[at] = F::cast_from(turned * scale);
+        let turned = floats::<F, N>(x[from + k]) * cos[table + k] + floats::<F, N>(x[from + other]) * sin;
+        y[at] = Vector::cast_from(turned * all::<N>(scale));
     }
 }
 
-/// Rows of `keys`; a bias row for each of `time` tokens, of every example where `own`.
+/// Rows of `width`; a bias row for each of `time` tokens, of every example where `own`.
 #[cube(launch_unchecked)]
-pub fn masked_softmax<F: Float>(
-    scores: &[F],
-    bias: &[f32],
-    p: &mut [F],
+pub fn masked_softmax<F: Float, N: Size>(
+    scores: &[Vector<F, N>],
+    bias: &[Vector<f32, N>],
+    p: &mut [Vector<F, N>],
     rows: u32,
-    keys: u32,
+    width: u32,
     time: u32,
     heads: u32,
     #[comptime] own: bool,
     #[comptime] units: usize,
     #[define(F)] _float: ElemType,
 ) {
-    let (keys, time) = (keys as usize, time as usize);
+    let (width, time) = (width as usize, time as usize);
     let row = row_of_cube(rows);
-    let from = row * keys;
+    let from = row * width;
     let mut token = row % time;
     if own {
         token += row / (heads as usize * time) * time;
     }
-    let bias_from = token * keys;
-    let mut largest = f32::cast_from(scores[from]) + bias[bias_from];
+    let bias_from = token * width;
+    let mut largest = floats::<F, N>(scores[from]) + bias[bias_from];
     let mut k = UNIT_POS as usize;
-    while k < keys {
-        largest = f32::max(largest, f32::cast_from(scores[from + k]) + bias[bias_from + k]);
+    while k < width {
+        largest = max(largest, floats::<F, N>(scores[from + k]) + bias[bias_from + k]);
         k += units;
     }
-    let max = cube_max(largest, units);
-    let mut sum = 0.0f32;
+    let max = all::<N>(cube_max(max_of::<N>(largest), units));
+    let mut norm = all::<N>(0.0f32);
     let mut k = UNIT_POS as usize;
-    while k < keys {
-        sum += (f32::cast_from(scores[from + k]) + bias[bias_from + k] - max).exp();
+    while k < width {
+        norm += (floats::<F, N>(scores[from + k]) + bias[bias_from + k] - max).exp();
         k += units;
     }
-    let norm = 1.0f32 / cube_sum(sum, units);
+    let share = all::<N>(1.0f32 / cube_sum(sum::<N>(norm), units));
     let mut k = UNIT_POS as usize;
-    while k < keys {
-        let weight = (f32::cast_from(scores[from + k]) + bias[bias_from + k] - max).exp();
-        p[from + k] = F::cast_from(weight * norm);
+    while k < width {
+        let weight = (floats::<F, N>(scores[from + k]) + bias[bias_from + k] - max).exp();
+        p[from + k] = Vector::cast_from(weight * share);
         k += units;
     }
 }
 
 #[cube(launch_unchecked)]
-pub fn softmax_backward<F: Float>(
-    p: &[F],
-    dp: &[F],
-    ds: &mut [F],
+pub fn softmax_backward<F: Float, N: Size>(
+    p: &[Vector<F, N>],
+    dp: &[Vector<F, N>],
+    ds: &mut [Vector<F, N>],
     rows: u32,
-    keys: u32,
+    width: u32,
     #[comptime] units: usize,
     #[define(F)] _float: ElemType,
 ) {
-    let keys = keys as usize;
-    let from = row_of_cube(rows) * keys;
-    let mut along = 0.0f32;
+    let width = width as usize;
+    let from = row_of_cube(rows) * width;
+    let mut along = all::<N>(0.0f32);
     let mut k = UNIT_POS as usize;
-    while k < keys {
-        along += f32::cast_from(p[from + k]) * f32::cast_from(dp[from + k]);
+    while k < width {
+        along += floats::<F, N>(p[from + k]) * floats::<F, N>(dp[from + k]);
         k += units;
     }
-    let along = cube_sum(along, units);
+    let along = all::<N>(cube_sum(sum::<N>(along), units));
     let mut k = UNIT_POS as usize;
-    while k < keys {
-        let found = f32::cast_from(p[from + k]) * (f32::cast_from(dp[from + k]) - along);
-        ds[from + k] = F::cast_from(found);
+    while k < width {
+        let found = floats::<F, N>(p[from + k]) * (floats::<F, N>(dp[from + k]) - along);
+        ds[from + k] = Vector::cast_from(found);
         k += units;
     }
 }
 
 #[cube(launch_unchecked)]
-pub fn cross_entropy<L: Float, G: Float>(
-    logits: &[L],
+pub fn cross_entropy<L: Float, G: Float, N: Size>(
+    logits: &[Vector<L, N>],
     targets: &[i32],
-    gradient: &mut [G],
+    gradient: &mut [Vector<G, N>],
     nll: &mut [f32],
-    vocab: u32,
+    rows: u32,
+    width: u32,
     factor: f32,
     #[comptime] units: usize,
-    #[define(L)] _logits: ElemType,
-    #[define(G)] _gradient: ElemType,
+    #[define(L)] _given: ElemType,
+    #[define(G)] _wanted: ElemType,
 ) {
-    let vocab = vocab as usize;
-    let row = row_of_cube(targets.len() as u32);
-    let from = row * vocab;
-    let mut largest = f32::cast_from(logits[from]);
+    let width = width as usize;
+    let row = row_of_cube(rows);
+    let from = row * width;
+    let mut largest = floats::<L, N>(logits[from]);
     let mut k = UNIT_POS as usize;
-    while k < vocab {
-        largest = f32::max(largest, f32::cast_from(logits[from + k]));
+    while k < width {
+        largest = max(largest, floats::<L, N>(logits[from + k]));
         k += units;
     }
-    let max = cube_max(largest, units);
-    let mut sum = 0.0f32;
+    let max = cube_max(max_of::<N>(largest), units);
+    let mut norm = all::<N>(0.0f32);
     let mut k = UNIT_POS as usize;
-    while k < vocab {
-        sum += (f32::cast_from(logits[from + k]) - max).exp();
+    while k < width {
+        norm += (floats::<L, N>(logits[from + k]) - all::<N>(max)).exp();
         k += units;
     }
-    let norm = cube_sum(sum, units);
+    let norm = cube_sum(sum::<N>(norm), units);
     let target = targets[row] as usize;
-    if UNIT_POS == 0 {
-        nll[row] = norm.ln() + max - f32::cast_from(logits[from + target]);
-    }
+    let (at, within) = (target / N::value(), target % N::value());
     let share = factor / norm;
     let mut k = UNIT_POS as usize;
-    while k < vocab {
-        let mut found = (f32::cast_from(logits[from + k]) - max).exp() * share;
-        if k == target {
-            found -= factor;
+    while k < width {
+        let logits = floats::<L, N>(logits[from + k]);
+        let mut found = (logits - all::<N>(max)).exp() * all::<N>(share);
+        if k == at {
+            #[unroll]
+            for j in 0..N::value() {
+                if j == within {
+                    nll[row] = norm.ln() + max - logits.extract(j);
+                    found.insert(j, found.extract(j) - factor);
+                }
+            }
         }
-        gradient[from + k] = G::cast_from(found);
+        gradient[from + k] = Vector::cast_from(found);
         k += units;
     }
 }

@@ -2,10 +2,11 @@
 //! forward, the factored norm equals the dense one, gradients equal finite differences, a cache
 //! changes nothing, counts follow the formulas. On the CPU backend and through wgpu.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod fused;
 
-use burn::tensor::activation::softmax;
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Device, Tensor};
 use common::{Batch, Track, far, fixtures, read, relative, tensor};
 use formats::adapter::{Adapter as File, AdapterConfig};
 use formats::int8::Int8;
@@ -15,13 +16,8 @@ use formats::tokens::{TokenRow, TokenSet};
 use formats::weights::{Weights, linear_f32};
 use neural::adapter::{Adapter, Terms, fuse, row_norms};
 use neural::batch::{self, SplitMix64};
-use neural::chunked_attention::in_chunks;
-use neural::cpu::{self, attention::Heads};
-use neural::fused;
 use neural::generate;
-use neural::model::attention::Mask;
 use neural::model::linear::Base;
-use neural::model::norm::RmsNorm;
 use neural::model::rope::Rope;
 use neural::model::{Llama, Visitor};
 use neural::packed_linear::PackedWeight;
@@ -38,7 +34,6 @@ on_both! {
     rope_is_the_formula => rope_equals_the_formula_at_any_position_on_flex, rope_equals_the_formula_at_any_position_on_wgpu;
     sums_keep_their_order => a_sum_is_right_and_the_same_every_time_on_flex, a_sum_is_right_and_the_same_every_time_on_wgpu;
     packing_changes_nothing => examples_that_share_a_row_give_the_step_of_padded_ones_on_flex, examples_that_share_a_row_give_the_step_of_padded_ones_on_wgpu;
-    chunks_are_the_whole => attention_in_chunks_equals_the_whole_with_every_gradient_on_flex, attention_in_chunks_equals_the_whole_with_every_gradient_on_wgpu;
     dropout_is_keyed => dropout_follows_its_key_and_share_on_flex, dropout_follows_its_key_and_share_on_wgpu;
 }
 
@@ -447,219 +442,6 @@ fn a_row_beyond_the_positions_is_refused() {
     assert!(model.mask(limit).is_ok());
     let error = model.mask(limit + 1).unwrap_err();
     assert!(error.message.contains(&limit.to_string()) && error.hint.is_some());
-}
-
-#[test]
-fn the_fused_norm_equals_the_plain_one() {
-    let (n, hidden) = (300, 52);
-    let device = Device::flex();
-    let (x, g) = (random(1, n * hidden, 2.0), random(2, n * hidden, 1.0));
-    let result = |fused: bool| {
-        let x = tensor(&x, [n, hidden], &device).autodiff().require_grad();
-        let weight = tensor(&random(3, hidden, 1.0), [hidden], &device).autodiff().require_grad();
-        let norm = RmsNorm { weight: weight.clone(), epsilon: 1e-5 };
-        let y = if fused { norm.forward(x.clone()) } else { norm.plain(x.clone()) };
-        let grads = (y.clone() * tensor(&g, [n, hidden], &device)).sum().backward();
-        [read(y), read(x.grad(&grads).unwrap()), read(weight.grad(&grads).unwrap())]
-    };
-    for (fused, plain) in result(true).iter().zip(result(false)) {
-        assert!(relative(fused, &plain) <= 1e-6, "{}", relative(fused, &plain));
-    }
-}
-
-#[test]
-fn the_fused_swiglu_equals_the_plain_one() {
-    let (n, width) = (70, 300);
-    let device = Device::flex();
-    let [gate, up, g] = [1, 2, 3].map(|seed| random(seed, n * width, 6.0));
-    let result = |fused: bool| {
-        let [gate, up] = [&gate, &up].map(|x| tensor(x, [n, width], &device).autodiff().require_grad());
-        let y = if fused {
-            fused::swiglu(gate.clone(), up.clone())
-        } else {
-            activation::silu(gate.clone()) * up.clone()
-        };
-        let grads = (y.clone() * tensor(&g, [n, width], &device)).sum().backward();
-        [read(y), read(gate.grad(&grads).unwrap()), read(up.grad(&grads).unwrap())]
-    };
-    for (fused, plain) in result(true).iter().zip(result(false)) {
-        assert!(relative(fused, &plain) <= 1e-6, "{}", relative(fused, &plain));
-    }
-}
-
-#[test]
-fn the_fused_gain_equals_the_plain_one() {
-    let (n, width) = (200, 300);
-    let device = Device::flex();
-    let (x, factor, g) = (random(1, n * width, 2.0), random(2, width, 2.0), random(3, n * width, 1.0));
-    let result = |fused: bool| {
-        let x = tensor(&x, [n, width], &device).autodiff().require_grad();
-        let factor = tensor(&factor, [width], &device).autodiff().require_grad();
-        let y = if fused {
-            fused::scale_columns(x.clone(), factor.clone())
-        } else {
-            x.clone() * factor.clone().unsqueeze_dim(0)
-        };
-        let grads = (y.clone() * tensor(&g, [n, width], &device)).sum().backward();
-        [read(y), read(x.grad(&grads).unwrap()), read(factor.grad(&grads).unwrap())]
-    };
-    for (fused, plain) in result(true).iter().zip(result(false)) {
-        assert!(relative(fused, &plain) <= 1e-6, "{}", relative(fused, &plain));
-    }
-}
-
-#[test]
-fn the_fused_layer_equals_the_plain_one_with_every_gradient() {
-    let device = Device::flex();
-    let (inner, out, rank, scale) = (40, 90, 4, 1.5);
-    let values = random(1, out * inner, 0.3);
-    let weight = tensor(&values, [out, inner], &device);
-    // words and blocks cross rows
-    let packed = [
-        Packed::Nf4(Nf4::quantize(&values, [out, inner], false)),
-        Packed::Int8(Int8::quantize(&values, [out, inner])),
-    ];
-    let bases = packed.map(|weight| PackedWeight::new(&weight, &device)).map(|weight| {
-        let floats = weight.dequantize();
-        (Base::Packed(weight), floats)
-    });
-    let mut gain = random(5, out, 2.0);
-    gain[3] = 0.0; // what it gives says nothing of this column
-    let kinds = [("bare", true), ("lora", true), ("lora", false), ("dora", true), ("dora", false)];
-    for (base, weight) in bases.into_iter().chain([(Base::Float(weight.clone()), weight)]) {
-        // few rows and many go different ways
-        for ((kind, tracked), n) in kinds.into_iter().flat_map(|kind| [(kind, 3), (kind, 70)]) {
-            let g = tensor(&random(6, n * out, 1.0), [n, out], &device);
-            let result = |fused: bool| {
-                let x = tensor(&random(2, n * inner, 1.0), [n, inner], &device);
-                let x = if tracked { x.autodiff().require_grad() } else { x };
-                let leaf = |seed, shape: [usize; 2]| {
-                    tensor(&random(seed, shape[0] * shape[1], 0.5), shape, &device).autodiff().require_grad()
-                };
-                let (a, b) = (leaf(3, [rank, inner]), leaf(4, [out, rank]));
-                let m: Tensor<1> = tensor(&gain, [out], &device).autodiff().require_grad();
-                let adapted =
-                    |gain| base.adapted(&x, [&a, &b], gain, scale).expect("the CPU's own operation");
-                let product = x.clone().matmul(weight.clone().transpose());
-                let branch =
-                    || (x.clone().matmul(a.clone().transpose()) * scale).matmul(b.clone().transpose());
-                let y = match (kind, fused) {
-                    ("bare", true) => base.product(x.clone()),
-                    ("bare", false) => product,
-                    ("lora", true) => adapted(None),
-                    ("lora", false) => product + branch(),
-                    (_, true) => adapted(Some(m.clone())),
-                    (_, false) => (product + branch()) * m.clone().unsqueeze_dim(0),
-                };
-                let grads = (y.clone() * g.clone()).sum().backward();
-                let of = |x: &Tensor<2>| x.grad(&grads).map_or_else(Vec::new, read);
-                let of_gain = m.grad(&grads).map_or_else(Vec::new, read);
-                [read(y), of(&x), of(&a), of(&b), of_gain]
-            };
-            for (at, (fused, plain)) in result(true).iter().zip(result(false)).enumerate() {
-                let far = relative(fused, &plain);
-                assert!(far <= 2e-6, "{kind} on {base:?}, {n} rows, x tracked {tracked}, {at}: {far}");
-            }
-        }
-    }
-}
-
-#[test]
-fn the_fused_attention_equals_the_plain_one() {
-    let device = Device::flex();
-    let model = llama(&device);
-    let attention = &model.blocks[0].attention;
-    let (heads, kv_heads, dim) = (attention.heads, attention.kv_heads, attention.head_dim);
-    let batch = 3;
-    // within one block of queries, and over several; rows of one example, and of several
-    let all = [(11, None), (11, Some(4)), (150, None), (150, Some(4)), (150, Some(100))];
-    for ((time, window), packed) in all.into_iter().flat_map(|each| [(each, false), (each, true)]) {
-        let ends = [[3u32, 4, 9], [11, 60, 70], [1, 5, 149]];
-        let start =
-            |row: &[u32; 3], token| row.iter().copied().filter(|&end| end <= token).max().unwrap_or(0);
-        let starts: Vec<u32> =
-            ends.iter().flat_map(|row| (0..time as u32).map(move |token| start(row, token))).collect();
-        let starts = if packed { starts } else { Vec::new() };
-        let mask = match packed {
-            true => Mask::packed(&model.rope, time, &starts, window, &device),
-            false => Mask::causal(&model.rope, time, window, &device),
-        };
-        let starts: std::sync::Arc<[u32]> = starts.into();
-        let tables = model.rope.part(0, time, &device).tables();
-        let width = [heads * dim, kv_heads * dim, kv_heads * dim];
-        let g = random(9, batch * time * heads * dim, 1.0);
-        let result = |fused: bool| {
-            let [q, k, v] = [0, 1, 2].map(|which| {
-                let values = random(which as u64 + 1, batch * time * width[which], 1.0);
-                tensor(&values, [batch * time, width[which]], &device).autodiff().require_grad()
-            });
-            let y = if fused {
-                let window = window.unwrap_or(usize::MAX);
-                let heads = Heads { time, heads, kv_heads, dim, window, starts: starts.clone() };
-                cpu::attention(q.clone(), [k.clone(), v.clone()], tables.clone(), heads)
-            } else {
-                attention.plain(q.clone(), [k.clone(), v.clone()], batch, &mask, None)
-            };
-            let grads = (y.clone() * tensor(&g, [batch * time, heads * dim], &device)).sum().backward();
-            let of = |x: &Tensor<2>| read(x.grad(&grads).unwrap());
-            [read(y), of(&q), of(&k), of(&v)]
-        };
-        for (fused, plain) in result(true).iter().zip(result(false)) {
-            assert!(
-                relative(fused, &plain) <= 1e-5,
-                "{time}, window {window:?}, packed {packed}: {}",
-                relative(fused, &plain)
-            );
-        }
-    }
-}
-
-/// softmax(q·kᵀ + bias)·v and gradients, from plain operations with all weights at once.
-fn chunks_are_the_whole(device: &Device) {
-    let (batch, heads, kv_heads, dim) = (2, 6, 2, 8);
-    // all keys are of these tokens; some came before (a cache)
-    for (time, keys) in [(13, 13), (5, 9)] {
-        let before = keys - time;
-        let rows = if before == 0 { 1 } else { batch };
-        let bias: Vec<f32> = (0..rows * time * keys)
-            .map(|at| {
-                let (row, token, key) = (at / (time * keys), at / keys % time, at % keys);
-                // the second row begins later; only the three last keys are seen
-                if key <= before + token && key + 3 > before + token && key >= row { 0.0 } else { -1e9 }
-            })
-            .collect();
-        let bias: Tensor<4> = tensor(&bias, [rows, 1, time, keys], device);
-        let leaf = |seed, shape: [usize; 4]| -> Tensor<4> {
-            tensor(&random(seed, shape.iter().product(), 1.0), shape, device).autodiff().require_grad()
-        };
-        let g: Tensor<4> =
-            tensor(&random(4, batch * heads * time * dim, 1.0), [batch, heads, time, dim], device);
-        let result = |tokens: Option<usize>| {
-            let q = leaf(1, [batch, heads, time, dim]);
-            let [k, v] = [2, 3].map(|seed| leaf(seed, [batch, kv_heads, keys, dim]));
-            let y = match tokens {
-                Some(tokens) => in_chunks(q.clone(), [k.clone(), v.clone()], bias.clone(), tokens),
-                None => {
-                    let repeated = |x: &Tensor<4>| {
-                        let parts = (0..heads).map(|head| head / (heads / kv_heads));
-                        Tensor::cat(parts.map(|head| x.clone().narrow(1, head, 1)).collect(), 1)
-                    };
-                    let scores = q.clone().matmul(repeated(&k).swap_dims(2, 3)) + bias.clone();
-                    softmax(scores, 3).matmul(repeated(&v))
-                }
-            };
-            let grads = (y.clone() * g.clone()).sum().backward();
-            let of = |x: &Tensor<4>| read(x.grad(&grads).unwrap());
-            [read(y), of(&q), of(&k), of(&v)]
-        };
-        let whole = result(None);
-        for tokens in [1, 3, 4, time, time + 1] {
-            for (at, (chunked, whole)) in result(Some(tokens)).iter().zip(&whole).enumerate() {
-                let far = relative(chunked, whole);
-                assert!(far <= 2e-6, "{time} tokens of {keys}, {tokens} at a time, {at}: {far}");
-            }
-        }
-    }
 }
 
 #[test]
