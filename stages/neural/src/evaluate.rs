@@ -97,6 +97,7 @@ struct EvaluateJob {
 
 impl Job for EvaluateJob {
     fn run(&self, ctx: &mut Context<'_>) -> Result<(), StageError> {
+        crate::tuned::keep(ctx.work(), 0)?;
         let opened = device::open(&self.settings.device, ctx.devices().first().copied().unwrap_or(0))?;
         ctx.note(format!("computes on {}", opened.label));
         for (name, value) in &opened.provenance {

@@ -6,6 +6,7 @@
 //!   backend; [`chunked_attention`]; [`cpu`]: larger operations of the CPU backend.
 //! * [`batch`], [`loss`], [`loss_scale`], [`optimizer`], [`schedule`], [`groups`], [`replicas`], [`ranks`], [`slabs`], [`shards`], [`trainer`],
 //!   [`state`], [`metrics`], [`tensorboard`], [`watch`], [`sum`]: the parts of training; [`generate`]: greedy generation; [`mod@answer`]: the same for a person.
+//! * [`tuned`]: kernels that were chosen by timing, kept beside the checkpoint.
 //! * [`mod@train`], [`merge`], [`evaluate`]: the stage kinds, thin: load, call the parts, write.
 //!
 //! It does not know the graph, the store or other stages: paths in, files out.
@@ -39,6 +40,8 @@ pub mod sum;
 pub mod tensorboard;
 pub mod train;
 pub mod trainer;
+#[cfg_attr(not(feature = "autotune"), path = "untuned.rs")]
+pub mod tuned;
 pub mod watch;
 
 /// The kinds of this crate.

@@ -116,6 +116,7 @@ impl Job for MergeJob {
         let merge = Plan::new(&self.settings, ctx)?;
         merge.write(ctx)?;
         merge.copy_tokenizer(ctx.out())?;
+        crate::tuned::keep(ctx.work(), 0)?;
         let opened = crate::device::open(&self.settings.device, ctx.devices().first().copied().unwrap_or(0))?;
         for (name, value) in &opened.provenance {
             ctx.provenance(name, value.clone());

@@ -23,6 +23,7 @@ use crate::optimizer::AdamW;
 use crate::ranks::{self, Ranks};
 use crate::schedule::{Schedule, Shape};
 use crate::trainer::{Normalisation, Options};
+use crate::tuned;
 use params::PARAMS;
 
 mod export;
@@ -43,6 +44,10 @@ const INPUTS: &[Input] = &[
     Input::one("data", "folder of a tokenize stage"),
     Input::optional("adapter", "PEFT folder to start from instead of a fresh adapter"),
     Input::optional("resume", "a finished train stage with `save_state`, to go on from its last step"),
+    Input::optional(
+        "kernels",
+        "a finished train stage of a build with `autotune`, to compute with the kernels that it chose",
+    ),
 ];
 
 /// The parameters.
@@ -278,6 +283,7 @@ impl Job for TrainJob {
         let ranks = Rc::new(Ranks::join(self.settings.ranks)?);
         if ranks.place().rank > 0 {
             setup::follow(&self.settings, &ranks, ctx)?;
+            tuned::publish(ctx.out(), ranks.place().rank)?;
             return ranks.end();
         }
         let setup = setup::prepare(&self.settings, Rc::clone(&ranks), ctx)?;

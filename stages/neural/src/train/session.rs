@@ -20,6 +20,7 @@ use crate::metrics::{Lines, Record};
 use crate::state::{Last, Manifest, State};
 use crate::tensorboard;
 use crate::trainer::Report;
+use crate::tuned;
 use crate::watch::Watch;
 
 /// How often progress is told, at most.
@@ -75,8 +76,8 @@ impl<'a> Session<'a> {
         if let Some(state) = stored {
             setup.trainer.restore(step, state.manifest.loss_scale, &state.slabs)?;
             ctx.note(format!("goes on after step {step}"));
-            if cfg!(feature = "autotune") {
-                ctx.warn("this build picks kernels by timing (`autotune`): the result may differ in the last bits from a run that was not stopped");
+            if !setup.same_kernels {
+                ctx.warn(format!("the kernels that the first {step} steps were computed with are not at hand: the result may not be the same to the last bit"));
             }
             if state.manifest.device != setup.device {
                 ctx.warn(format!("the first {step} steps were computed on {}: the result will not be the same to the last bit", state.manifest.device));
@@ -254,6 +255,7 @@ impl<'a> Session<'a> {
             let (step, loss_scale, slabs) = (trainer.steps(), trainer.loss_scale(), trainer.save()?);
             Last { step, loss_scale, slabs }.write(ctx.out())?;
         }
+        tuned::publish(ctx.out(), 0)?;
         self.magnitudes_moved(ctx)?;
         self.run_info(steps, ctx)?;
         ctx.summary(&self.table(ctx)?)

@@ -23,6 +23,7 @@ use crate::ranks::{self, Greeting, Ranks};
 use crate::replicas::{Replica, Team};
 use crate::state::Last;
 use crate::trainer::Trainer;
+use crate::tuned;
 
 /// Everything a session needs.
 pub struct Setup {
@@ -48,6 +49,8 @@ pub struct Setup {
     pub device: String,
     /// Digest of the base's weights.
     pub base_digest: String,
+    /// Whether the kernels are those that a checkpoint was computed with.
+    pub same_kernels: bool,
 }
 
 /// Reads, checks, loads, and meets the ranks that follow.
@@ -72,6 +75,7 @@ pub fn prepare(settings: &Settings, ranks: Rc<Ranks>, ctx: &Context<'_>) -> Resu
         Start::Fresh(config) => Some(config.clone()),
         Start::From(file) => Some(file.config.clone()),
     };
+    let same_kernels = kernels(&ranks, ctx)?;
     let opened = open(settings, &ranks, ctx)?;
     check_memory(settings, &opened, &ranks, ctx)?;
     let probe = batch::of_rows(&train, &[0], 1);
@@ -84,13 +88,27 @@ pub fn prepare(settings: &Settings, ranks: Rc<Ranks>, ctx: &Context<'_>) -> Resu
     let wanted =
         Wanted { adapter: adapter.as_ref(), base_digest: &base_digest, layouts: trainer.layouts(), total };
     let resumed = resume::read(settings, &wanted, ctx)?;
-    Ok(Setup { trainer, config, adapter, train, heldout, prompts, resumed, deal, total, device, base_digest })
+    Ok(Setup {
+        trainer,
+        config,
+        adapter,
+        train,
+        heldout,
+        prompts,
+        resumed,
+        deal,
+        total,
+        device,
+        base_digest,
+        same_kernels,
+    })
 }
 
 /// What a rank does in training that does not lead: opens its devices, loads the same, and follows.
 pub fn follow(settings: &Settings, ranks: &Ranks, ctx: &Context<'_>) -> Result<(), StageError> {
     let model = ctx.input("model")?;
     let start = start(settings, &LlamaConfig::read(&model)?, ctx)?;
+    kernels(ranks, ctx)?;
     let opened = open(settings, ranks, ctx)?;
     check_memory(settings, &opened, ranks, ctx)?;
     let mut team = team(settings, &model, &start, &opened, None)?;
@@ -266,6 +284,23 @@ fn start(settings: &Settings, config: &LlamaConfig, ctx: &Context<'_>) -> Result
     }
 }
 
+/// Keeps the choice of kernels beside the checkpoint, and begins with that of a given run.
+fn kernels(ranks: &Ranks, ctx: &Context<'_>) -> Result<bool, StageError> {
+    let rank = ranks.place().rank;
+    let same = tuned::keep(ctx.work(), rank)?;
+    if let Some(run) = ctx.inputs.optional("kernels")
+        && !tuned::take(run, rank)?
+    {
+        let (path, ours) = (run.display(), if cfg!(feature = "autotune") { "it" } else { "this program" });
+        return Err(StageError::new(format!("the kernels of `{path}` cannot be taken: {ours} was built without timing kernels"))
+            .hint("`--features autotune` for both, on a device other than the CPU backend; or leave the input `kernels` out"));
+    }
+    if let Some(run) = ctx.inputs.optional("resume") {
+        tuned::take(run, rank)?;
+    }
+    Ok(same)
+}
+
 /// This rank's devices: the ranks of a machine take its slots in turn.
 fn open(settings: &Settings, ranks: &Ranks, ctx: &Context<'_>) -> Result<Vec<Opened>, StageError> {
     let mut all = Vec::new();
@@ -277,6 +312,10 @@ fn open(settings: &Settings, ranks: &Ranks, ctx: &Context<'_>) -> Result<Vec<Ope
         for (name, value) in &opened.provenance {
             let name = if settings.devices > 1 { format!("{name}.{index}") } else { name.clone() };
             ctx.provenance(&name, value);
+        }
+        let shared = |other: &Opened| other.device == opened.device && !device::is_embedded(&opened.device);
+        if cfg!(feature = "autotune") && all.iter().any(shared) {
+            ctx.warn("replicas share an adapter, and one does not wait while another times kernels: the result may differ in its last bits from run to run");
         }
         all.push(opened);
     }
