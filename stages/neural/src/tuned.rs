@@ -47,15 +47,14 @@ struct Choice {
     index: usize,
 }
 
-/// Choices of this process are kept in `work` from now on, and those that are there hold. Whether there is
-/// such a database already. Each rank has one of its own.
+/// Choices of this process are kept in `work` from now on, and those that are there hold. Whether there are
+/// any. Each rank has a database of its own.
 ///
 /// # Errors
 /// If the database is damaged or cannot be written.
 pub fn keep(work: &Path, rank: usize) -> Result<bool, StageError> {
     fs::create_dir_all(work).map_err(at(work))?;
     let path = of_rank(work, DATABASE, rank);
-    let known = path.exists();
     // The place can be changed once the configuration, which names one too, has been read.
     let config = CubeClRuntimeConfig::get();
     if config.autotune.disable_cache {
@@ -67,7 +66,9 @@ pub fn keep(work: &Path, rank: usize) -> Result<bool, StageError> {
     let database = Database::open_at(&path, Access::ReadWrite).map_err(|why| broken(&path, &why))?;
     match database.insert("pipe", b"can be written", b"", Origin::Local) {
         Insertion::Failed(why) => Err(broken(&path, &why)),
-        Insertion::Stored | Insertion::Conflict(_) => Ok(known),
+        Insertion::Stored | Insertion::Conflict(_) => {
+            Ok(database.namespaces().iter().any(|table| table.starts_with(TABLES)))
+        }
     }
 }
 

@@ -75,8 +75,9 @@ pub fn prepare(settings: &Settings, ranks: Rc<Ranks>, ctx: &Context<'_>) -> Resu
         Start::Fresh(config) => Some(config.clone()),
         Start::From(file) => Some(file.config.clone()),
     };
-    let same_kernels = kernels(&ranks, ctx)?;
+    let kept = kernels(&ranks, ctx)?;
     let opened = open(settings, &ranks, ctx)?;
+    let same_kernels = kept || opened.iter().all(|opened| device::is_embedded(&opened.device));
     check_memory(settings, &opened, &ranks, ctx)?;
     let probe = batch::of_rows(&train, &[0], 1);
     let mut team = team(settings, &model, &start, &opened, Some(probe))?;
@@ -284,7 +285,8 @@ fn start(settings: &Settings, config: &LlamaConfig, ctx: &Context<'_>) -> Result
     }
 }
 
-/// Keeps the choice of kernels beside the checkpoint, and begins with that of a given run.
+/// Keeps the choice of kernels beside the checkpoint, and begins with that of a given run. Whether a
+/// checkpoint's is there.
 fn kernels(ranks: &Ranks, ctx: &Context<'_>) -> Result<bool, StageError> {
     let rank = ranks.place().rank;
     let same = tuned::keep(ctx.work(), rank)?;
