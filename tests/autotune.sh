@@ -58,27 +58,29 @@ calm() { # STORE FILE
   "$pipe" --quiet --store "$1" export "$2" train "$1-train"
 }
 
-killed() { # STORE FILE: killed three seconds after the first kernels are chosen, and at each of three checkpoints
-  local runner before after
-  for after in kernels checkpoint checkpoint checkpoint; do
-    before=$(newest "$1")
-    "$pipe" --quiet --store "$1" run "$2" -S stages.train.checkpoint_every=4 >log 2>&1 &
+# Killed at each WHEN: three seconds after the database of kernels is there (`kernels`), or at the next checkpoint.
+killed() { # STORE FILE WHEN…
+  local store=$1 file=$2 runner before after
+  shift 2
+  for after; do
+    before=$(newest "$store")
+    "$pipe" --quiet --store "$store" run "$file" -S stages.train.checkpoint_every=4 >log 2>&1 &
     runner=$!
     if [ "$after" = kernels ]; then
-      until compgen -G "$1/work/*/kernels.db" >/dev/null || ! kill -0 "$runner" 2>/dev/null; do sleep 0.05; done
+      until compgen -G "$store/work/*/kernels.db" >/dev/null || ! kill -0 "$runner" 2>/dev/null; do sleep 0.05; done
       sleep 3
     else
-      while [ "$(newest "$1")" = "$before" ] && kill -0 "$runner" 2>/dev/null; do sleep 0.05; done
+      while [ "$(newest "$store")" = "$before" ] && kill -0 "$runner" 2>/dev/null; do sleep 0.05; done
     fi
     kill -9 "$runner" 2>/dev/null || { cat log; echo "it ended before it could be killed"; exit 1; }
     wait "$runner" 2>/dev/null || true
-    echo "$1: killed, $(basename "$(newest "$1")")"
-    if [ -n "${FORGET:-}" ]; then rm -f "$1"/work/*/kernels.db*; fi
+    echo "$store: killed, $(basename "$(newest "$store")")"
+    if [ -n "${FORGET:-}" ]; then rm -f "$store"/work/*/kernels.db*; fi
   done
-  calm "$1" "$2"
+  calm "$store" "$file"
 }
 
-killed first plain.toml
+killed first plain.toml kernels checkpoint checkpoint checkpoint
 mkdir given
 cp first-train/kernels.json given/
 calm again given.toml
@@ -88,7 +90,7 @@ echo "$(grep -c '"kernel"' given/kernels.json) kernels chosen by timing: killed 
 # The first product that there is to choose is the plainest, and computes everything.
 sed -i 's/"index": [0-9]*/"index": 0/' given/kernels.json
 unset FORGET
-killed plainest given.toml
+killed plainest given.toml checkpoint checkpoint
 calm plainest-calm given.toml
 diff -r plainest-train plainest-calm-train
 echo "the plainest kernels: killed or not, byte-identical"

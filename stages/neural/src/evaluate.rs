@@ -26,7 +26,7 @@ use crate::{device, generate, loss};
 /// The kind `evaluate`.
 pub struct Evaluate;
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Rows that are scored together.
 const ROWS: usize = 32;

@@ -26,7 +26,7 @@ mod report;
 /// The kind `merge`.
 pub struct Merge;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const INPUTS: &[Input] = &[
     Input::one("adapter", "folder of a checkpoint or train stage"),

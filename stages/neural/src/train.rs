@@ -37,7 +37,7 @@ mod setup;
 /// The kind `train`.
 pub struct Train;
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 const INPUTS: &[Input] = &[
     Input::one("model", "model folder, float or quantized"),
