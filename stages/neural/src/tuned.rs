@@ -162,3 +162,53 @@ fn broken(path: &Path, why: &str) -> StageError {
         "remove it, with the files whose names begin alike: kernels are then chosen anew, and the result may differ in its last bits from that of a run that was not stopped",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One test: a process has one such database at a time.
+    #[test]
+    fn choices_travel_as_text_and_a_damaged_database_is_told() {
+        let folder = tempfile::tempdir().expect("dir");
+        let place = |name: &str| folder.path().join(name);
+        let own = Namespace::scoped(TABLES, "device/product");
+        let choice = |m: u64, index: usize| {
+            let (table, kernel) = (own.as_str().to_owned(), format!("kernel {index}"));
+            let key = serde_json::json!({ "m": m, "layout": { "Permuted": { "transposed": true } }, "k": [null, "F32"] });
+            Choice { table, key, checksum: "abc".into(), kernel, index }
+        };
+        let write = |name: &str, choices: &[Choice]| {
+            fs::create_dir_all(place(name)).expect("dir");
+            fs::write(place(name).join(TEXT), serde_json::to_vec_pretty(choices).expect("text"))
+                .expect("write");
+        };
+        let text = |name: &str| fs::read_to_string(place(name).join(TEXT)).expect("text");
+
+        assert!(!keep(&place("first"), 0).expect("fresh"));
+        assert!(!take(&place("nowhere"), 0).expect("none there"));
+        write("given", &[choice(64, 3), choice(128, 0)]);
+        assert!(take(&place("given"), 0).expect("take"));
+        publish(&place("given"), 1).expect("publish");
+        assert_eq!(fs::read_to_string(place("given").join("rank-1-kernels.json")).expect("text"), {
+            write("sorted", &[choice(128, 0), choice(64, 3)]);
+            text("sorted")
+        });
+
+        assert!(!keep(&place("second"), 0).expect("another work folder knows nothing of it"));
+        assert!(keep(&place("first"), 0).expect("again"), "what was taken is kept");
+        write("others", &[choice(64, 7)]);
+        take(&place("others"), 0).expect("take");
+        publish(&place("first"), 0).expect("publish");
+        assert_eq!(text("first"), text("sorted"), "what is kept holds");
+
+        let strange = Choice { table: "autotune/0.0.1/device/product".into(), ..choice(64, 1) };
+        write("strange", &[strange]);
+        assert!(take(&place("strange"), 0).expect_err("another version").message.contains("0.0.1"));
+
+        fs::create_dir_all(place("damaged")).expect("dir");
+        fs::write(place("damaged").join(DATABASE), [7; 5000]).expect("write");
+        let error = keep(&place("damaged"), 0).expect_err("no database");
+        assert!(error.message.contains(DATABASE) && error.hint.is_some(), "{error}");
+    }
+}
