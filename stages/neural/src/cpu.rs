@@ -149,9 +149,9 @@ pub trait CpuOps: Backend {
     ) -> FloatTensor<Self>;
 }
 
-type Primitive = FloatTensor<Flex>;
+pub(crate) type Primitive = FloatTensor<Flex>;
 
-fn floats(tensor: &Primitive) -> &[f32] {
+pub(crate) fn floats(tensor: &Primitive) -> &[f32] {
     tensor.as_slice().expect("a contiguous f32 tensor: every operation here makes its inputs so")
 }
 

@@ -5,14 +5,12 @@
 use burn::backend::Flex;
 use burn::backend::TensorMetadata;
 use burn::backend::ops::{ActivationOps, FloatTensorOps, IntTensorOps};
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::tensor::IntTensor;
 use burn::tensor::{FloatDType, IndexingUpdateOp, Shape, TensorData};
 use rayon::prelude::*;
 
 use super::RowOps;
-use crate::cpu::rows;
-
-type Primitive = FloatTensor<Flex>;
+use crate::cpu::{Primitive, floats, rows};
 
 /// In f32, row after row.
 fn plain(tensor: Primitive) -> Primitive {
@@ -25,10 +23,6 @@ fn f32s(tensor: Primitive) -> Primitive {
 
 fn cast(tensor: Primitive, dtype: FloatDType) -> Primitive {
     if FloatDType::from(tensor.dtype()) == dtype { tensor } else { Flex::float_cast(tensor, dtype) }
-}
-
-fn floats(tensor: &Primitive) -> &[f32] {
-    tensor.as_slice().expect("a contiguous f32 tensor: every operation here makes its inputs so")
 }
 
 fn shaped(values: Vec<f32>, shape: Shape, dtype: FloatDType) -> Primitive {
